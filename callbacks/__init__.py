@@ -1,0 +1,9 @@
+"""What watches training: pictures of episodes, and the table at the end of a test."""
+
+if __name__ != "ldis_lightning.callbacks":  # from the checkout's root; it would make a second copy of every class
+    raise ImportError(f"import ldis_lightning.callbacks instead of {__name__}")
+
+from ldis_lightning.callbacks.previews import Previews
+from ldis_lightning.callbacks.results import ResultTable
+
+__all__ = ["Previews", "ResultTable"]

@@ -1,0 +1,124 @@
+"""The table at the end of a test, and the files that keep what it says."""
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from ldis_lightning.callbacks.previews import Previews
+from ldis_lightning.callbacks.runs import run_folder, write_atomically
+from ldis_lightning.evaluation.metrics import SetResult
+
+
+class ResultTable(Callback):
+    """At the end of a test prints one line an evaluation set, and writes `results.json` and `per_class.csv`.
+
+    It reads `pl_module.results["test"]`, a `SetResult` by set name, which the module fills in `on_test_epoch_end` on
+    every rank (`EpisodeIoU.result` gathers over ranks; Lightning runs that hook before this callback's `on_test_end`).
+    Every other metric that the module logged under `test/` goes into `results.json` as well. Class names are the
+    datamodule's `class_names(set_name) -> {id: name}`, where it has them. The files lie in the run's folder.
+    """
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, then print, on rank 0."""
+        folder = run_folder(trainer)  # on every rank: it is a collective call
+        if not trainer.is_global_zero:
+            return
+        results: dict[str, SetResult] = getattr(pl_module, "results", {}).get("test", {})
+        names = {name: class_names(trainer, name) for name in results}
+        logged = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
+        write_results(folder / "results.json", results, names, logged)
+        write_per_class(folder / "per_class.csv", results, names)
+        console = Console()
+        if results:
+            console.print(result_table(results))
+        for path in [*preview_paths(trainer), folder / "results.json"]:
+            console.print(_short(path), soft_wrap=True, highlight=False, markup=False)
+
+
+def result_table(results: Mapping[str, SetResult]) -> Table:
+    """One line a set: mIoU, FB-IoU, number of episodes, number of classes."""
+    table = Table("set", title="test", title_justify="left")
+    for heading in ("mIoU", "FB-IoU", "episodes", "classes"):
+        table.add_column(heading, justify="right")
+    for name, result in results.items():
+        counts = (str(result.episodes), str(len(result.per_class)))
+        table.add_row(name, f"{result.miou:.4f}", f"{result.fb_iou:.4f}", *counts)
+    return table
+
+
+def write_results(
+    path: Path,
+    results: Mapping[str, SetResult],
+    names: Mapping[str, Mapping[int, str]],
+    logged: Mapping[str, float],
+) -> None:
+    """`{"metrics": {"test/<set>/miou": x}, "per_class": {set: {class: iou}}, "episodes": {set: n}}`; NaN is null."""
+    metrics = dict(logged)
+    for name, result in results.items():
+        metrics |= {f"test/{name}/miou": result.miou, f"test/{name}/fb_iou": result.fb_iou}
+    per_class = {
+        name: {label: _json_number(iou) for label, iou in labelled(result.per_class, names[name]).items()}
+        for name, result in results.items()
+    }
+    content = {
+        "metrics": {key: _json_number(value) for key, value in sorted(metrics.items())},
+        "per_class": per_class,
+        "episodes": {name: result.episodes for name, result in results.items()},
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_per_class(path: Path, results: Mapping[str, SetResult], names: Mapping[str, Mapping[int, str]]) -> None:
+    """Columns set, class_id, class_name, iou: one line a class of a set, by id. An undefined IoU is left empty."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file)
+            lines.writerow(["set", "class_id", "class_name", "iou"])
+            for name, result in results.items():
+                for class_id, iou in result.per_class.items():
+                    lines.writerow([name, class_id, names[name].get(class_id, ""), "" if math.isnan(iou) else iou])
+
+    write_atomically(path, write)
+
+
+def labelled(per_class: Mapping[int, float], names: Mapping[int, str]) -> dict[str, float]:
+    """IoU by class name; by id where a class has no name, and by both where two share one."""
+    count = Counter(names.get(class_id, str(class_id)) for class_id in per_class)
+
+    def label(class_id: int) -> str:
+        name = names.get(class_id, str(class_id))
+        return name if count[name] == 1 else f"{name} ({class_id})"
+
+    return {label(class_id): iou for class_id, iou in per_class.items()}
+
+
+def class_names(trainer: Trainer, set_name: str) -> Mapping[int, str]:
+    """The datamodule's class names of a set, empty where it has none."""
+    source: Any = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return source(set_name) if source is not None else {}
+
+
+def preview_paths(trainer: Trainer) -> list[Path]:
+    """The pictures that `Previews` has just written, if it takes part."""
+    callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] (set in Trainer.__init__'s connectors)
+    return [path for callback in callbacks if isinstance(callback, Previews) for path in callback.written]
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has neither NaN nor infinities."""
+    return value if math.isfinite(value) else None
+
+
+def _short(path: Path) -> str:
+    """Relative to where the user is, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

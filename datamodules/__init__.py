@@ -1,0 +1,67 @@
+"""The data side: shards and their index, the episode plan, fetching, geometry and augmentation, the datamodule.
+
+Names are looked up when they are first used, so that data commands and the workers of a loader start without Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "ldis_lightning.datamodules":
+    # A second name would make a second copy of every class, which no isinstance check would recognise.
+    raise ImportError(f"`import {__name__}` found the folder of a checkout: import ldis_lightning.datamodules instead.")
+
+if TYPE_CHECKING:
+    from ldis_lightning.datamodules.augment import Photometric
+    from ldis_lightning.datamodules.episodes import EpisodeDataModule
+    from ldis_lightning.datamodules.geometry import RandomCrop, TrainingGeometry, WholePicture
+    from ldis_lightning.datamodules.index import ShardIndex
+    from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, Pairing, WithinClip
+    from ldis_lightning.datamodules.plan import EvaluationPlan, TrainingPlan
+    from ldis_lightning.datamodules.prepare import DataPreparation
+    from ldis_lightning.datamodules.shards import ShardWriter
+    from ldis_lightning.datamodules.source import Episode, EpisodeSource
+    from ldis_lightning.datamodules.treatment import Hidden, Intact, ReferenceTreatment, Swapped
+
+__all__ = [
+    "AcrossImages",
+    "DataPreparation",
+    "Episode",
+    "EpisodeDataModule",
+    "EpisodeSource",
+    "EvaluationPlan",
+    "FirstFrame",
+    "Hidden",
+    "Intact",
+    "Pairing",
+    "Photometric",
+    "RandomCrop",
+    "ReferenceTreatment",
+    "ShardIndex",
+    "ShardWriter",
+    "Swapped",
+    "TrainingGeometry",
+    "TrainingPlan",
+    "WholePicture",
+    "WithinClip",
+]
+_HOMES = (  # quick to import first: from `augment` on they need torch, the last one Lightning
+    "pairing",
+    "treatment",
+    "source",
+    "prepare",
+    "index",
+    "shards",
+    "plan",
+    "geometry",
+    "augment",
+    "episodes",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

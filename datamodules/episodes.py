@@ -1,0 +1,239 @@
+"""The datamodule: episodes for training, and evaluation sets, for Lightning."""
+
+from collections.abc import Mapping
+from multiprocessing import get_all_start_methods
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from ldis_lightning.datamodules import augment
+from ldis_lightning.datamodules.augment import Photometric
+from ldis_lightning.datamodules.decode import FrameReader
+from ldis_lightning.datamodules.fetch import Fetch
+from ldis_lightning.datamodules.geometry import RandomCrop, TrainingGeometry
+from ldis_lightning.datamodules.index import ShardIndex
+from ldis_lightning.datamodules.plan import EvaluationPlan, TrainingPlan
+from ldis_lightning.datamodules.prepare import DataPreparation
+from ldis_lightning.datamodules.source import EpisodeSource
+from ldis_lightning.datamodules.stream import EvaluationLoader, EvaluationSteps, TrainingLoader, TrainingSteps, Workers
+from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.errors import UserError
+
+
+class EpisodeDataModule(LightningDataModule):
+    """Streams training episodes and serves fixed evaluation sets.
+
+    What a global batch holds depends on the data, the seed and its number alone; ranks and workers only decide who
+    fetches it. A checkpoint stores how many batches were processed, and a resumed run continues with the next one, on
+    any number of ranks.
+
+    Args:
+        train: where training episodes come from. Opened only to train.
+        evaluation: name -> where the episodes of an evaluation set come from.
+        image_size: side of the squares that the model sees, in pixels.
+        references: K, references of an episode.
+        batch_size: episodes of a training step over all ranks.
+        eval_batch_size: episodes of an evaluation step on one rank.
+        batches_per_epoch: batches of what Lightning counts as an epoch; null for one pass over all queries.
+        num_workers: loading processes of each rank.
+        start_method: how they start: fork, spawn or forkserver; null for the platform's own.
+        seed: seed of training. Evaluation does not depend on it.
+        geometry: how training squares are cut; null for RandomCrop.
+        augmentation: changes of colour in training; null for none.
+        prepare: makes the data before it is opened; null where it exists.
+        val_episodes: validation takes an even subset of so many episodes of each set; null for all. Tests take all.
+        window_shards: shards from which the references of a training batch are drawn where they suffice.
+    """
+
+    def __init__(
+        self,
+        train: EpisodeSource,
+        evaluation: dict[str, EpisodeSource],
+        image_size: int = 64,
+        references: int = 1,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        batches_per_epoch: int | None = None,
+        num_workers: int = 0,
+        start_method: str | None = None,
+        seed: int = 0,
+        geometry: TrainingGeometry | None = None,
+        augmentation: Photometric | None = None,
+        prepare: DataPreparation | None = None,
+        val_episodes: int | None = None,
+        window_shards: int = 16,
+    ) -> None:
+        super().__init__()
+        sizes = {"image_size": image_size, "references": references, "batch_size": batch_size}
+        sizes |= {"eval_batch_size": eval_batch_size, "window_shards": window_shards}
+        sizes |= {"batches_per_epoch": batches_per_epoch, "val_episodes": val_episodes}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}, and must be 1 or more.")
+        for name, value in {"seed": seed, "num_workers": num_workers}.items():
+            if value < 0:
+                raise UserError(f"data.{name} is {value}, and must not be negative.")
+        if start_method not in (None, *get_all_start_methods()):
+            raise UserError(f"data.start_method is {start_method!r}, and must be one of {get_all_start_methods()}.")
+        self.train, self.evaluation = train, evaluation
+        self.image_size, self.references = image_size, references
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.batches_per_epoch, self.val_episodes, self.window_shards = batches_per_epoch, val_episodes, window_shards
+        self.num_workers, self.start_method, self.seed = num_workers, start_method, seed
+        self.geometry, self.augmentation, self.prepare = geometry or RandomCrop(), augmentation, prepare
+        self.training_plan: TrainingPlan | None = None
+        self.evaluation_plans: dict[str, EvaluationPlan] = {}
+        self._loader: TrainingLoader | None = None
+        self._loaded: Mapping[str, Any] = {}
+
+    # ---- Opening the data
+
+    @property
+    def evaluation_names(self) -> list[str]:
+        """Names of the evaluation sets, in the order of the validation and test loaders."""
+        return list(self.evaluation)
+
+    def class_names(self, name: str) -> dict[int, str]:
+        """Class id -> name in an evaluation set, after `setup`."""
+        return self.evaluation_plans[name].index.classes
+
+    def prepare_data(self) -> None:
+        """Make the data, once a machine."""
+        if self.prepare is not None:
+            self.prepare.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the indexes and draw up the plans.
+
+        Raises:
+            UserError: a data set is missing or damaged, allows no episode, or the batch cannot be divided among the
+                ranks.
+        """
+        if stage in (None, "fit"):
+            self._loaded = {}  # Lightning restores a checkpoint after this hook
+            self._check_world()
+            if self.training_plan is None:
+                index = ShardIndex.open(self.train.shards)
+                self.training_plan = TrainingPlan(
+                    index, self.train, self.seed, self.batch_size, self.references, self.window_shards
+                )
+        if not self.evaluation_plans:
+            self.evaluation_plans = {
+                name: EvaluationPlan(ShardIndex.open(source.shards), source, self.references)
+                for name, source in self.evaluation.items()
+            }
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop the workers."""
+        if self._loader is not None:
+            self._loader.close()
+
+    # ---- Training
+
+    def train_dataloader(self) -> TrainingLoader:
+        """The stream of training batches, in passes of `batches_per_epoch`."""
+        plan = self._plan()
+        length = self.batches_per_epoch or -(-len(plan) // self.batch_size)
+        self._loader = TrainingLoader(length, self._first_batch, self._open_stream)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of processed global batches and the plan they came from."""
+        if self.training_plan is None:
+            return {}
+        return {"batches": self._processed(), "plan": self.training_plan.identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember where to continue. Only training uses it, and then checks that the plan is the same."""
+        self._loaded = state_dict
+
+    def _plan(self) -> TrainingPlan:
+        if self.training_plan is None:
+            raise RuntimeError("call setup('fit') first")
+        return self.training_plan
+
+    def _first_batch(self) -> int:
+        """Number of the next global batch.
+
+        Raises:
+            UserError: a checkpoint was loaded that belongs to another plan.
+        """
+        if self._loaded:
+            _check_same_plan(self._loaded["plan"], self._plan().identity())
+        return self._processed()
+
+    def _processed(self) -> int:
+        """Global batches processed so far, those before the loaded checkpoint included."""
+        if self.trainer is not None:
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+            done = progress.total.processed  # a batch in flight when training stops is not counted
+        else:
+            done = self._loader.position if self._loader is not None else 0
+        return max(self._loaded.get("batches", 0), done)
+
+    def _open_stream(self, start: int) -> DataLoader:
+        steps = TrainingSteps(self._plan(), start, *self._rank_and_world())
+        reader = FrameReader(steps.plan.index)
+        return self._workers().load(
+            steps, Fetch(reader, steps.plan.catalogue.treatment, self.image_size, self.geometry)
+        )
+
+    # ---- Evaluation
+
+    def val_dataloader(self) -> list[EvaluationLoader]:
+        """One loader for each evaluation set, cut to `val_episodes`."""
+        return [self._evaluation_loader(plan.subset(self.val_episodes)) for plan in self.evaluation_plans.values()]
+
+    def test_dataloader(self) -> list[EvaluationLoader]:
+        """One loader for each evaluation set."""
+        return [self._evaluation_loader(plan) for plan in self.evaluation_plans.values()]
+
+    def predict_dataloader(self) -> list[EvaluationLoader]:
+        """As for tests."""
+        return self.test_dataloader()
+
+    def _evaluation_loader(self, plan: EvaluationPlan) -> EvaluationLoader:
+        steps = EvaluationSteps(plan.episodes, self.eval_batch_size, *self._rank_and_world())
+        fetch = Fetch(FrameReader(plan.index), plan.treatment, self.image_size)
+        return EvaluationLoader(self._workers(), steps, fetch)
+
+    # ---- On the device
+
+    def on_after_batch_transfer(self, batch: EpisodeBatch, dataloader_idx: int) -> EpisodeBatch:
+        """Lightning's hook: see `to_model_range`."""
+        return self.to_model_range(batch, training=self.trainer is not None and bool(self.trainer.training))
+
+    def to_model_range(self, batch: EpisodeBatch, training: bool = False) -> EpisodeBatch:
+        """Images from uint8 to float32 in [-1, 1], augmented when training."""
+        return augment.to_model_range(batch, self.augmentation if training else None)
+
+    # ---- Ranks and workers
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _check_world(self) -> None:
+        _, world = self._rank_and_world()
+        if self.batch_size % world:
+            raise UserError(
+                f"data.batch_size is {self.batch_size}, the number of episodes over all ranks, and cannot be divided "
+                f"among {world} ranks: make it a multiple of {world}."
+            )
+
+    def _workers(self) -> Workers:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return Workers(self.num_workers, self.start_method, pin_memory=on_gpu)
+
+
+def _check_same_plan(saved: Mapping[str, object], now: Mapping[str, object]) -> None:
+    changes = [
+        f"{name} was {saved.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*saved, *now})
+        if saved.get(name) != now.get(name)
+    ]
+    if changes:
+        raise UserError(
+            f"the checkpoint cannot be continued, because the training data would be another: {'; '.join(changes)}. "
+            "Restore these settings, or start a new run from the checkpoint's weights."
+        )

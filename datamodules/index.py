@@ -1,0 +1,392 @@
+"""The index of a data set: which frames its shards hold, where their bytes lie and which classes they show.
+
+One row a frame, for images and for clips alike. The index is a small JSON header, `index.json`, and one `.npy` file a
+column in a folder beside it. Columns are memory-mapped, so that ten million rows open at once, and training plans are
+computed from the index alone, without reading data.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ldis_lightning.errors import UserError
+
+FORMAT = "ldis_lightning index"
+VERSION = 1
+HEADER = "index.json"
+LABELS = 256  # label maps are 8-bit
+IGNORE = 255  # `ldis_lightning.episode.IGNORE_INDEX`, whose module imports torch: `ldis data --help` must be quick
+
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # name -> data type, trailing shape
+    "key_text": ("|u1", ()),  # UTF-8 of all keys, one after the other
+    "key_offset": ("<i8", ()),  # (rows + 1,)
+    "clip": ("<i4", ()),  # (rows,)
+    "frame": ("<i4", ()),
+    "clip_name_text": ("|u1", ()),
+    "clip_name_offset": ("<i8", ()),  # (clips + 1,)
+    "size": ("<i4", (2,)),
+    "shard": ("<i4", ()),
+    "image_span": ("<i8", (2,)),
+    "mask_span": ("<i8", (2,)),
+    "row_offset": ("<i8", ()),  # (rows + 1,): row -> its entries in row_class and row_pixels
+    "row_class": ("|u1", ()),
+    "row_pixels": ("<i8", ()),
+    "class_offset": ("<i8", ()),  # (LABELS + 1,): class -> its entries in class_row and class_pixels
+    "class_row": ("<i8", ()),
+    "class_pixels": ("<i8", ()),
+}
+
+
+class Shard(NamedTuple):
+    """A tar file of a data set: its name in the folder, size in bytes and SHA-256."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Row(NamedTuple):
+    """One frame. Spans are (byte offset, length) in its shard; `pixels` are those of each class, without 0 and 255."""
+
+    key: str
+    clip: int  # -1 where the frame belongs to no clip
+    frame: int
+    size: tuple[int, int]  # height, width
+    shard: int
+    image_span: tuple[int, int]
+    mask_span: tuple[int, int]
+    pixels: dict[int, int]
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class ShardIndex:
+    """A data set on disk, seen through its index. `ShardIndex.open` makes one; arrays are read-only and memory-mapped.
+
+    Attributes:
+        folder: where the shards and the index lie.
+        name: name of the data set.
+        kind: `"images"`, `"clips"` or `"mixed"`.
+        hash: SHA-256 of the header, which holds those of all shards and columns: two equal hashes are equal data.
+        classes: class id (1 to 254) -> name.
+        shards: name, size and SHA-256 of every shard.
+        clip: (rows,) int32, position in `clip_names`, -1 for an image that is no frame of a clip.
+        frame: (rows,) int32, number of the frame in its clip, -1 for an image.
+        size: (rows, 2) int32, height and width in pixels.
+        shard: (rows,) int32, position in `shards` and `shard_paths`.
+        image_span: (rows, 2) int64, byte offset and length of the JPEG in the shard.
+        mask_span: (rows, 2) int64, byte offset and length of the PNG label map.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
+        self.folder = folder
+        self.name: str = header["name"]
+        self.kind: str = header["kind"]
+        self.hash = hash_of_header(header)
+        self.classes = {int(number): str(name) for number, name in header["classes"].items()}
+        self.shards = [Shard(**shard) for shard in header["shards"]]
+        self.clip, self.frame, self.size = columns["clip"], columns["frame"], columns["size"]
+        self.shard, self.image_span, self.mask_span = columns["shard"], columns["image_span"], columns["mask_span"]
+        self._columns = columns
+        self._column_hashes = {name: column["sha256"] for name, column in header["columns"].items()}
+        self._column_folder = folder / header["column_folder"]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "ShardIndex":
+        """Open the index of a folder. Shards are checked for presence and size; `verify` checks every byte.
+
+        Raises:
+            UserError: the folder or its index is missing, from a newer version or damaged, or a shard is missing or
+                changed.
+        """
+        folder = Path(folder)
+        header = read_header(folder)
+        try:
+            for shard in header["shards"]:
+                _check_shard(folder, Shard(**shard))
+            columns = {name: _load_column(folder, header, name) for name in COLUMNS}
+            _check_lengths(folder, columns, header["rows"])
+            return cls(folder, header, columns)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{folder / HEADER} is damaged ({error!r}): {_again(folder)}") from error
+
+    def __len__(self) -> int:
+        """Number of rows, that is, of frames."""
+        return len(self.clip)
+
+    def __repr__(self) -> str:
+        """Name, rows and classes, for people."""
+        return f"ShardIndex({self.name!r}, {len(self)} rows, {len(self.classes)} classes, {str(self.folder)!r})"
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        """Pickle as the folder alone: a worker maps the columns again instead of receiving copies of them."""
+        return ShardIndex.open, (self.folder,)
+
+    def key(self, row: int) -> str:
+        """Key of a row: the names of its members in the shard without `.jpg` and `.png`."""
+        return _text(self._columns["key_text"], self._columns["key_offset"], row)
+
+    @cached_property
+    def clip_names(self) -> list[str]:
+        """Names of the clips; `clip` holds positions in this list."""
+        text, offset = self._columns["clip_name_text"], self._columns["clip_name_offset"]
+        return [_text(text, offset, number) for number in range(len(offset) - 1)]
+
+    @cached_property
+    def shard_paths(self) -> list[Path]:
+        """Paths of the shards; `shard` holds positions in this list."""
+        return [self.folder / shard.name for shard in self.shards]
+
+    def rows_of_class(self, class_id: int) -> np.ndarray:
+        """The rows that show a class, int64 and sorted; empty where no row does."""
+        return self._columns["class_row"][self._entries_of_class(class_id)]
+
+    def pixels(self, class_id: int) -> np.ndarray:
+        """Pixels of a class in each of `rows_of_class(class_id)`, int64."""
+        return self._columns["class_pixels"][self._entries_of_class(class_id)]
+
+    def classes_of_row(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the classes that a row shows, sorted, and their pixels, both int64. 0 and 255 are never listed."""
+        offset = self._columns["row_offset"]
+        entries = slice(offset[row], offset[row + 1])
+        return self._columns["row_class"][entries].astype(np.int64), self._columns["row_pixels"][entries]
+
+    def verify(self) -> None:
+        """Read every column and shard and compare it with its SHA-256.
+
+        Raises:
+            UserError: one differs; the message names it.
+        """
+        paths = [(self._column_folder / f"{name}.npy", value) for name, value in self._column_hashes.items()]
+        paths += [(self.folder / shard.name, shard.sha256) for shard in self.shards]
+        for path, expected in paths:
+            if sha256_of_file(path) != expected:
+                raise UserError(f"{path} is not what was indexed (its SHA-256 differs): {_again(self.folder)}")
+
+    def _entries_of_class(self, class_id: int) -> slice:
+        if not 0 <= class_id < LABELS:
+            raise ValueError(f"class id {class_id} is not in 0 .. {LABELS - 1}")
+        offset = self._columns["class_offset"]
+        return slice(offset[class_id], offset[class_id + 1])
+
+
+class IndexBuilder:
+    """Collects rows in compact arrays and writes them as an index."""
+
+    def __init__(self) -> None:
+        self._key_text, self._clip_name_text = bytearray(), bytearray()
+        typecodes = {"|u1": "B", "<i4": "i", "<i8": "q"}
+        self._values = {name: array(typecodes[kind]) for name, (kind, _) in COLUMNS.items()}
+        for offset in ("key_offset", "clip_name_offset", "row_offset"):
+            self._values[offset].append(0)
+
+    def __len__(self) -> int:
+        """Number of rows so far."""
+        return len(self._values["clip"])
+
+    def add_clip(self, name: str) -> int:
+        """Register a clip and return its number, for `Row.clip`."""
+        self._clip_name_text += name.encode()
+        self._values["clip_name_offset"].append(len(self._clip_name_text))
+        return len(self._values["clip_name_offset"]) - 2
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        values = self._values
+        self._key_text += row.key.encode()
+        values["key_offset"].append(len(self._key_text))
+        values["clip"].append(row.clip)
+        values["frame"].append(row.frame)
+        values["shard"].append(row.shard)
+        values["size"].extend(row.size)
+        values["image_span"].extend(row.image_span)
+        values["mask_span"].extend(row.mask_span)
+        for class_id in sorted(row.pixels):
+            values["row_class"].append(class_id)
+            values["row_pixels"].append(row.pixels[class_id])
+        values["row_offset"].append(len(values["row_class"]))
+
+    def write(self, folder: Path, name: str, classes: dict[int, str], shards: Iterable[Shard]) -> None:
+        """Write the index into the folder of its shards: columns first, and the header last, atomically.
+
+        Classes that occur but have no name are called `class N`.
+        """
+        columns = self._columns()
+        temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder))
+        try:
+            described = {}
+            for column, values in columns.items():
+                np.save(temporary / f"{column}.npy", values, allow_pickle=False)
+                sha256 = sha256_of_file(temporary / f"{column}.npy")
+                described[column] = {"dtype": values.dtype.str, "shape": list(values.shape), "sha256": sha256}
+            header = {
+                "format": FORMAT,
+                "version": VERSION,
+                "name": name,
+                "kind": _kind(columns["clip"]),
+                "rows": len(self),
+                "classes": {str(number): text for number, text in sorted((_unnamed(columns) | classes).items())},
+                "shards": [shard._asdict() for shard in shards],
+                "columns": described,
+                "column_folder": f"index-{hash_of_header(described)[:12]}",
+            }
+            share(temporary)
+            _put_in_place(temporary, folder / header["column_folder"])
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _write_atomically(folder / HEADER, json.dumps(header, indent=1, ensure_ascii=False) + "\n")
+        for old in folder.glob("index-*"):
+            if old.is_dir() and old.name != header["column_folder"]:
+                shutil.rmtree(old)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = {name: np.asarray(self._values[name], kind) for name, (kind, _) in COLUMNS.items()}
+        columns["key_text"] = np.frombuffer(bytes(self._key_text), np.uint8)
+        columns["clip_name_text"] = np.frombuffer(bytes(self._clip_name_text), np.uint8)
+        order = np.argsort(
+            columns["row_class"], kind="stable"
+        )  # groups the entries by class and keeps rows sorted in each
+        entry_row = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(columns["row_offset"]))
+        counts = np.bincount(columns["row_class"], minlength=LABELS)
+        columns["class_offset"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        columns["class_row"], columns["class_pixels"] = entry_row[order], columns["row_pixels"][order]
+        return {name: columns[name].reshape(-1, *trailing) for name, (_, trailing) in COLUMNS.items()}
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The header of a folder's index.
+
+    Raises:
+        UserError: there is no such folder, no index in it, or one that this version cannot read.
+    """
+    path = folder / HEADER
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder. Give the folder that holds the shards.")
+    if not path.is_file():
+        if any(folder.glob("*.tar")):
+            raise UserError(f"{folder} holds shards but no index: run `ldis data index {folder}` once.")
+        below = sorted(str(found.parent) for pattern in ("*", "*/*") for found in folder.glob(f"{pattern}/{HEADER}"))
+        hint = f" Data sets below it: {', '.join(below[:8])}." if below else ""
+        raise UserError(f"{folder} is no data set: it holds neither {HEADER} nor .tar shards.{hint}")
+    try:
+        header = parse_header(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {_again(folder)}") from error
+    if header["version"] > VERSION:
+        raise UserError(
+            f"{path} has index format {header['version']}, and this version reads up to {VERSION}: "
+            f"update ldis_lightning or {_again(folder)}"
+        )
+    return header
+
+
+def parse_header(path: Path) -> dict[str, Any]:
+    """The header in a file, of whatever version.
+
+    Raises:
+        UserError: the file is JSON that something else wrote.
+        ValueError: it is not JSON.
+    """
+    header = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("version"), int):
+        raise UserError(f"{path} is not an index of ldis; something else wrote it. Move it away, or keep shards apart.")
+    return header
+
+
+def hash_of_header(header: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever its spacing and order of keys."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _again(folder: Path) -> str:
+    return f"fetch or pack the data again, or, if the shards are right, run `ldis data index {folder}`."
+
+
+def _text(text: np.ndarray, offset: np.ndarray, number: int) -> str:
+    if not 0 <= number < len(offset) - 1:
+        raise IndexError(f"{number} is not in 0 .. {len(offset) - 2}")
+    return text[offset[number] : offset[number + 1]].tobytes().decode()
+
+
+def _check_shard(folder: Path, shard: Shard) -> None:
+    path = folder / shard.name
+    if Path(shard.name).name != shard.name:  # an index from elsewhere must not point outside its folder
+        raise ValueError(f"{shard.name} is no file name")
+    if not path.is_file():
+        raise UserError(f"{path} is missing, but the index lists it: {_again(folder)}")
+    if path.stat().st_size != shard.size:
+        raise UserError(f"{path} has {path.stat().st_size} bytes where the index says {shard.size}: {_again(folder)}")
+
+
+def _load_column(folder: Path, header: dict[str, Any], name: str) -> np.ndarray:
+    described = header["columns"][name]
+    path = folder / header["column_folder"] / f"{name}.npy"
+    if Path(header["column_folder"]).name != header["column_folder"]:
+        raise ValueError(f"{header['column_folder']} is no folder name")
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {_again(folder)}") from error
+    kind, trailing = COLUMNS[name]
+    found = (values.dtype.str, list(values.shape))
+    if found != (described["dtype"], described["shape"]) or found[0] != kind or values.shape[1:] != trailing:
+        raise UserError(f"{path} does not fit {HEADER} ({found[0]} {found[1]}): {_again(folder)}")
+    return values.view(np.ndarray)  # still mapped; without the class, slicing costs a tenth
+
+
+def _check_lengths(folder: Path, columns: dict[str, np.ndarray], rows: int) -> None:
+    """Columns of one index must fit each other: an offset column ends where its values do."""
+    lengths = {name: rows for name in ("clip", "frame", "size", "shard", "image_span", "mask_span")}
+    lengths |= {"key_offset": rows + 1, "row_offset": rows + 1, "class_offset": LABELS + 1}
+    ends = {"key_offset": "key_text", "clip_name_offset": "clip_name_text", "row_offset": "row_class"}
+    ends |= {"class_offset": "class_row"}
+    lengths |= {"row_pixels": len(columns["row_class"]), "class_pixels": len(columns["class_row"])}
+    wrong = [name for name, length in lengths.items() if len(columns[name]) != length]
+    wrong += [
+        name for name, values in ends.items() if len(columns[name]) < 1 or columns[name][-1] != len(columns[values])
+    ]
+    if wrong:
+        raise UserError(
+            f"the columns of {folder / HEADER} do not fit each other ({', '.join(wrong)}): {_again(folder)}"
+        )
+
+
+def _unnamed(columns: dict[str, np.ndarray]) -> dict[int, str]:
+    return {int(number): f"class {number}" for number in np.flatnonzero(np.diff(columns["class_offset"]))}
+
+
+def _kind(clip: np.ndarray) -> str:
+    in_clip = clip >= 0
+    return "clips" if in_clip.all() else "mixed" if in_clip.any() else "images"
+
+
+def share(folder: Path) -> None:
+    """Give a folder of `tempfile.mkdtemp`, which is for its owner alone, the usual permissions."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    if target.exists():  # the same columns, or a damaged copy of them
+        shutil.rmtree(target)
+    temporary.rename(target)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

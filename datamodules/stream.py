@@ -1,0 +1,173 @@
+"""From a plan to a loader: which worker fetches which step, and where a stream begins.
+
+The worker side is a `webdataset.DataPipeline`: plan -> steps -> read, decode, cut -> batches. All stages pickle, so
+that workers may be forked or spawned. This module does not import Lightning, because spawned workers import it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+from webdataset.pipeline import DataPipeline
+
+from ldis_lightning.datamodules.fetch import Collate, Fetch, Step
+from ldis_lightning.datamodules.plan import TrainingPlan
+from ldis_lightning.datamodules.source import Episode
+from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.errors import UserError
+
+
+@dataclass
+class TrainingSteps:
+    """Source stage of training: global batches `start`, `start + 1`, ... without end; worker w of W takes every W-th.
+
+    Args:
+        plan: the training plan.
+        start: number of the first global batch.
+        rank: takes episodes `rank::world` of each global batch. Given explicitly, because spawned workers do not know
+            it.
+        world: number of ranks.
+    """
+
+    plan: TrainingPlan
+    start: int
+    rank: int = 0
+    world: int = 1
+
+    def __call__(self) -> Iterator[Step]:
+        """Steps of this worker."""
+        worker, workers = _worker()
+        for number in count(self.start + worker, workers):
+            episodes = self.plan.batch(number, self.rank, self.world)
+            yield Step(episodes, [True] * len(episodes))
+
+
+@dataclass
+class EvaluationSteps:
+    """Source stage of evaluation: rank r takes episodes r::world, in batches.
+
+    Every rank runs equally many steps of equal sizes: where the episodes do not come out even, the last one is repeated
+    with `valid` False.
+    """
+
+    episodes: list[Episode]
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return -(-self._episodes_per_rank() // self.batch_size)
+
+    def __call__(self) -> Iterator[Step]:
+        """Steps of this worker."""
+        worker, workers = _worker()
+        last = len(self.episodes) - 1
+        positions = range(self.rank, self.world * self._episodes_per_rank(), self.world)
+        for number in range(worker, len(self), workers):
+            part = positions[number * self.batch_size : (number + 1) * self.batch_size]
+            yield Step([self.episodes[min(p, last)] for p in part], [p <= last for p in part])
+
+    def _episodes_per_rank(self) -> int:
+        return -(-len(self.episodes) // self.world)
+
+
+@dataclass
+class Workers:
+    """How batches are made ready.
+
+    Args:
+        number: worker processes; 0 to load in the training process.
+        start_method: `fork`, `spawn` or `forkserver`; None for the platform's own.
+        pin_memory: copy batches into page-locked memory, for a GPU.
+    """
+
+    number: int = 0
+    start_method: str | None = None
+    pin_memory: bool = False
+
+    def load(self, source: TrainingSteps | EvaluationSteps, fetch: Fetch) -> DataLoader:
+        """A loader over the source's batches, in the source's order whatever the number of workers."""
+        pipeline: Any = DataPipeline(source, fetch, Collate(originals=isinstance(source, EvaluationSteps)))
+        return DataLoader(
+            pipeline,
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=self.number,
+            multiprocessing_context=self.start_method if self.number else None,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator(),  # else every pass would draw a seed, which no stage uses, from the global one
+        )
+
+
+class EvaluationLoader:
+    """What Lightning iterates over in evaluation: a loader with its true length that raises users' errors cleanly."""
+
+    def __init__(self, workers: Workers, source: EvaluationSteps, fetch: Fetch) -> None:
+        self._loader, self._length = workers.load(source, fetch), len(source)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return self._length
+
+    def __iter__(self) -> Iterator[EpisodeBatch]:
+        """All batches of this rank."""
+        for batch in self._loader:
+            yield _checked(batch)
+
+
+class TrainingLoader:
+    """What Lightning iterates over in training: some batches of the endless stream at a time.
+
+    Nothing is opened before the first batch is asked for, because only then is it known where to begin. Workers live on
+    from one pass to the next as long as passes follow each other.
+
+    Args:
+        length: batches of a pass.
+        begin: called at the beginning of every pass, gives the number of its first global batch.
+        open_stream: gives the loader whose first batch is the one of that number.
+    """
+
+    def __init__(self, length: int, begin: Callable[[], int], open_stream: Callable[[int], DataLoader]) -> None:
+        self._length, self._begin, self._open_stream = length, begin, open_stream
+        self._stream: Iterator[Any] | None = None
+        self.position = 0
+        """Number of the global batch that the open stream gives next."""
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return self._length
+
+    def __iter__(self) -> Iterator[EpisodeBatch]:
+        """A pass."""
+        begin = self._begin()
+        stream = self._stream
+        if stream is None or self.position != begin:
+            stream = self._stream = iter(self._open_stream(begin))
+            self.position = begin
+        for _ in range(self._length):
+            batch = _checked(next(stream))
+            self.position += 1
+            yield batch
+
+    def close(self) -> None:
+        """Stop the workers. A later pass starts new ones."""
+        self._stream = None
+
+
+def _worker() -> tuple[int, int]:
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _checked(batch: EpisodeBatch | UserError) -> EpisodeBatch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch

@@ -1,0 +1,23 @@
+"""Instruction extraction (eq. 1): reference images and masks become tokens for the denoiser's cross-attention."""
+
+from ldis_lightning.instruction.extractor import Instruction, InstructionExtractor
+from ldis_lightning.instruction.post_masks import CrossAttentionMask, NoPostMasking, PostMask, PrototypePooling
+from ldis_lightning.instruction.pre_masks import AlphaChannel, CropToMask, NoPreMasking, PixelProduct, PreMask, Prompt
+from ldis_lightning.instruction.prompt_encoder import PromptEncoder, TimmPromptEncoder
+
+__all__ = [
+    "AlphaChannel",
+    "CropToMask",
+    "CrossAttentionMask",
+    "Instruction",
+    "InstructionExtractor",
+    "NoPostMasking",
+    "NoPreMasking",
+    "PixelProduct",
+    "PostMask",
+    "PreMask",
+    "Prompt",
+    "PromptEncoder",
+    "PrototypePooling",
+    "TimmPromptEncoder",
+]

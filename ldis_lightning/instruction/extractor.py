@@ -1,0 +1,72 @@
+"""The instruction: tau = F(E_tau(I_s, M_s)) of eq. 1, with two-stage masking."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldis_lightning.instruction.post_masks import PostMask
+from ldis_lightning.instruction.pre_masks import PreMask
+from ldis_lightning.instruction.prompt_encoder import PromptEncoder
+
+
+class Instruction(NamedTuple):
+    """What the denoiser is told of the concept. The projection F is the denoiser's own `encoder_hid_proj`."""
+
+    tokens: Tensor  # (B, K*T, C)
+    attention_mask: Tensor  # (B, K*T) bool, False = not attended to
+
+
+class InstructionExtractor(nn.Module):
+    """Pre-mask, encode, post-mask; the K references of an episode are concatenated along the token axis.
+
+    Args:
+        encoder: E_tau.
+        pre_mask: how the mask enters the encoder's input.
+        post_mask: which tokens the denoiser attends to.
+    """
+
+    def __init__(self, encoder: PromptEncoder, pre_mask: PreMask, post_mask: PostMask) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pre_mask = pre_mask
+        self.post_mask = post_mask
+
+    @property
+    def width(self) -> int:
+        """Channels C of a token."""
+        return self.encoder.width
+
+    def forward(self, image: Tensor, mask: Tensor) -> Instruction:
+        """Extract the instruction of B episodes.
+
+        Args:
+            image: (B, K, 3, h, w) float in [-1, 1].
+            mask: (B, K, h, w) uint8; 1 the concept, everything else (0 and 255) is background.
+        """
+        batch, references = image.shape[:2]
+        size = (self.encoder.image_size, self.encoder.image_size)
+        image, mask = image.flatten(0, 1), (mask.flatten(0, 1) == 1).float()  # (B*K, ...)
+        if image.shape[-2:] != size:
+            image = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+            mask = F.interpolate(mask[:, None], size, mode="nearest")[:, 0]
+        prompt = self.pre_mask(image, mask)
+        tokens, attention_mask = self.post_mask(self.encoder(prompt), prompt.mask)  # (B*K, T, C), (B*K, T)
+        return Instruction(
+            tokens.reshape(batch, references * tokens.shape[1], tokens.shape[2]),  # (B, K*T, C)
+            attention_mask.reshape(batch, -1),
+        )
+
+    def null(self, like: Instruction) -> Instruction:
+        """The instruction that says nothing: of an all-zero image with an all-one mask (METHOD section 3).
+
+        It is repeated to the shape of `like`, so that it can replace rows of it; a row takes part with every token.
+        """
+        size = self.encoder.image_size
+        blank = like.tokens.new_zeros(1, 1, 3, size, size)
+        tokens, attention_mask = self(blank, torch.ones(1, 1, size, size, dtype=torch.uint8, device=blank.device))
+        repeats = like.tokens.shape[1] // tokens.shape[1]
+        return Instruction(
+            tokens.repeat(1, repeats, 1).expand_as(like.tokens), attention_mask.repeat(1, repeats).expand_as(like.attention_mask)
+        )

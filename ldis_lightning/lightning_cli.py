@@ -1,0 +1,212 @@
+"""fit, validate, test and predict: Lightning's command line with our links, defaults and messages."""
+
+import importlib
+import logging
+import pkgutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from ldis_lightning.callbacks import ResultTable
+from ldis_lightning.config_files import resolve_configs, with_parents
+from ldis_lightning.datamodules import EpisodeDataModule
+from ldis_lightning.errors import UserError
+from ldis_lightning.parse_errors import explain
+from ldis_lightning.sweeps.grid import Sweep
+
+# Their classes can be named without a path in configs, because importing makes them known as subclasses.
+COMPONENTS = ("alignment", "callbacks", "datamodules", "instruction", "latent", "meta_architectures")
+
+NOISE = (  # of Lightning and torch, about nothing that a user of `ldis` can or should change
+    ".*LeafSpec.*",
+    ".*treespec.*",
+    ".*does not have many workers.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+)
+TIPS = ("💡 Tip", "TPU available", "HPU available", "Detected KeyboardInterrupt")  # `ldis` itself reports the last
+
+
+def main(args: Sequence[str]) -> int:
+    """Run `args`: the command, fit, validate, test or predict, and its options.
+
+    Raises:
+        UserError: the command line, a config or what the Trainer makes of them is wrong.
+    """
+    quieten()
+    command, *options = args
+    try:
+        LDISCLI(command, options)
+    except MisconfigurationException as error:
+        raise UserError(_trainer_message(error)) from error
+    return 0
+
+
+class LDISParser(LightningArgumentParser):
+    """A parser whose errors are one short message each, raised as `UserError` instead of printed below the usage."""
+
+    shorten: Callable[[str], str] = staticmethod(str)
+    """Makes the short message of jsonargparse's long one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a short `UserError`; jsonargparse's own trials (`exit_on_error=False`) are left alone."""
+        if self.exit_on_error:
+            raise UserError(self.shorten(message)) from ex
+        super().error(message, ex)
+
+
+class LDISCLI(LightningCLI):
+    """Lightning's CLI for one command at a time (a parser takes a second to build, and one is enough).
+
+    What it adds to Lightning's arguments: `score_after_fit`, and the `sweep` block, which only `ldis sweep` reads.
+
+    Args:
+        command: "fit", "validate", "test" or "predict".
+        options: what follows it.
+        run: False only parses: no seeding, nothing built, nothing run.
+    """
+
+    def __init__(self, command: str, options: Sequence[str], run: bool = True) -> None:
+        self.command = command
+        self.parse_only = not run
+        import_components()
+        options, self.config_paths = resolve_configs(options)
+        strict = {"allow_abbrev": False}  # `--trainer.max_epoch=3` is a mistake, not max_epochs
+        super().__init__(
+            datamodule_class=EpisodeDataModule,
+            save_config_kwargs={
+                "overwrite": True,
+                "config_filename": "config.yaml" if command == "fit" else f"config_{command}.yaml",
+            },
+            trainer_defaults={"default_root_dir": "runs"},
+            parser_class=LDISParser,
+            parser_kwargs={**strict, command: strict},
+            args=[command, *options],
+            auto_configure_optimizers=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static: it has all four
+        """The one command of this command line, and the arguments of its method that the CLI fills in itself."""
+        return {self.command: LightningCLI.subcommands()[self.command]}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed, always a number: a run that cannot be repeated is of no use here."""
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of the weights, the noise and the data."
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own arguments, and every value that is derived from another one."""
+        parser.add_argument(
+            "--score_after_fit", type=bool, default=False, help="At the end of fit, run test on the fitted weights."
+        )
+        parser.add_class_arguments(Sweep, "sweep", instantiate=False)
+        parser.add_argument("--extends", type=str | None, help="In a config: the file beside it that it builds on.")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse without Lightning's warning about `args` beside `sys.argv`: our dispatcher always passes them."""
+        options = self._subcommand_parsers[self.command]
+        files = {file: file.read_text("utf-8") for path in self.config_paths for file in with_parents(path)}
+        keys = [action.dest for action in options._actions]
+        for one in (parser, options):
+            one.shorten = partial(explain, known_keys=keys, configs=files)  # type: ignore[attr-defined]
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        self.config[self.command].extends = None  # what is saved stands alone
+
+    def _parse_ckpt_path(self) -> None:
+        """Check that it exists. Lightning would also let the hyper-parameters in it override the command line."""
+        path = self.config[self.command].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry") and not Path(path).exists():
+            raise UserError(f"the checkpoint `{path}` does not exist (--ckpt_path)")
+
+    def _set_seed(self) -> None:
+        if not self.parse_only:
+            super()._set_seed()
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and Trainer. What goes wrong in a component is raised as the component raised it."""
+        if self.parse_only:
+            return
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _unwrapped(error) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.parse_only:
+            super()._run_subcommand(subcommand)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        """Where the output is a file, show progress as plain lines: Lightning's default bar draws nothing there."""
+        configured = [*(config.get("callbacks") or []), *callbacks]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in configured)
+        if not sys.stdout.isatty() and not has_bar and config.get("enable_progress_bar") is not False:
+            callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def after_fit(self) -> None:
+        """Score the weights as they are after training, in the same process."""
+        if self.config_init[self.command]["score_after_fit"]:
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            has_own_table = any(isinstance(callback, ResultTable) for callback in callbacks)
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=not has_own_table)
+
+
+def parse_fit(options: Sequence[str]) -> tuple[LDISParser, Namespace]:
+    """Parse a `fit` command line without running it.
+
+    Returns:
+        The parser of `fit`, with which more configs can be checked and written, and what it read.
+
+    Raises:
+        UserError: something in it is wrong.
+    """
+    cli = LDISCLI("fit", options, run=False)
+    return cli._subcommand_parsers["fit"], cli.config["fit"]  # type: ignore[return-value]
+
+
+def import_components() -> None:
+    """Import all modules with components, so that configs can name their classes without a path."""
+    for name in COMPONENTS:
+        package = importlib.import_module(f"ldis_lightning.{name}")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def quieten() -> None:
+    """Hide what Lightning and torch say about nothing that a user can change."""
+    for pattern in NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+        logger = logging.getLogger(name)
+        if _is_worth_saying not in logger.filters:
+            logger.addFilter(_is_worth_saying)
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    return not record.getMessage().strip().startswith(TIPS)
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The error of a component, which jsonargparse wraps once for every union of types that the component lies in."""
+    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union"):
+        error = error.__cause__
+    return error
+
+
+def _trainer_message(error: MisconfigurationException) -> str:
+    """The first line of what Lightning says; for a missing accelerator, what to do about it."""
+    text = str(error).strip() or type(error).__name__
+    if "gpu backend" in text or "can not run on your system" in text:
+        return "the accelerator asked for is not available on this machine; use `--trainer.accelerator auto` (or `cpu`)"
+    return text.splitlines()[0]

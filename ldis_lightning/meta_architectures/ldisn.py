@@ -1,0 +1,204 @@
+"""LDIS-n: the pseudo-mask's latent is denoised in many guided steps, conditioned on the query's latent (METHOD section 3)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from ldis_lightning.alignment import PseudoMask
+from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.errors import UserError
+from ldis_lightning.instruction import Instruction, InstructionExtractor
+from ldis_lightning.latent import Autoencoder, Denoiser
+from ldis_lightning.latent.denoiser import widen_unet_input
+from ldis_lightning.meta_architectures.base import InContextSegmenter
+from ldis_lightning.optim import LearningRateSchedule
+from ldis_lightning.randomness import integers, normal, uniform
+
+
+class Dropped(NamedTuple):
+    """Which conditions are dropped, both (B,) bool."""
+
+    instruction: Tensor
+    query: Tensor
+
+
+class ConditionDropout:
+    """Condition dropout of training, from one uniform draw u a sample.
+
+    u < 2p drops the instruction, p <= u < 3p drops the query; so [0, p) only the instruction, [p, 2p) both, [2p, 3p) only the query.
+
+    Args:
+        p: in [0, 1/3]; the paper's is 0.05.
+    """
+
+    def __init__(self, p: float = 0.05) -> None:
+        if not 0 <= p <= 1 / 3:
+            raise UserError(f"model.dropout.p: must be in [0, 1/3], got {p}.")
+        self.p = p
+
+    def __call__(self, u: Tensor) -> Dropped:
+        """(B,) in [0, 1) -> what is dropped."""
+        return Dropped(instruction=u < 2 * self.p, query=(u >= self.p) & (u < 3 * self.p))
+
+
+class DualGuidance:
+    """Guidance by query and instruction (eq. 10).
+
+    `e = e(0,0) + g_q (e(z_q,0) - e(0,0)) + g_tau (e(z_q,tau) - e(z_q,0))`
+
+    Args:
+        query: g_q.
+        instruction: g_tau. With both 1 the result is e(z_q, tau), and that alone is computed.
+    """
+
+    def __init__(self, query: float = 1.5, instruction: float = 7.0) -> None:
+        self.query = query
+        self.instruction = instruction
+
+    @property
+    def needed(self) -> bool:
+        """Whether the unconditional predictions are needed at all."""
+        return not (self.query == self.instruction == 1)
+
+    def __call__(self, neither: Tensor, query_only: Tensor, both: Tensor) -> Tensor:
+        """e(0,0), e(z_q,0), e(z_q,tau), each (B, C, h, w) -> the guided prediction (B, C, h, w)."""
+        return neither + self.query * (query_only - neither) + self.instruction * (both - query_only)
+
+
+class LDISn(InContextSegmenter):
+    """The multi-step meta-architecture.
+
+    The U-Net's input is the noisy pseudo-mask latent beside the query latent; the channels of the latter are added to `conv_in`
+    with zero weights. What the U-Net predicts (epsilon or v) is the scheduler's `prediction_type`.
+
+    Args:
+        scheduler: any diffusers scheduler with `alphas_cumprod`; its noise schedule trains, its `step` samples.
+        steps: sampling steps, >= 1.
+        dropout: condition dropout in training.
+        guidance: guidance in sampling.
+        scale_query: multiply the query latent by the autoencoder's scaling factor; the released code does not.
+        null_keeps_mask: the null instruction is attended to through the sample's own attention mask, as in the released code; False
+            attends to all of it.
+        instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule: see `InContextSegmenter`.
+
+    Raises:
+        UserError: the scheduler has no `alphas_cumprod` or predicts something else than epsilon, v or the sample.
+    """
+
+    def __init__(
+        self,
+        instruction: InstructionExtractor,
+        pseudo_mask: PseudoMask,
+        autoencoder: Autoencoder,
+        denoiser: Denoiser,
+        scheduler: SchedulerMixin,
+        dropout: ConditionDropout,
+        guidance: DualGuidance,
+        optimizer: OptimizerCallable,
+        schedule: LearningRateSchedule,
+        steps: int = 20,
+        scale_query: bool = False,
+        null_keeps_mask: bool = True,
+    ) -> None:
+        super().__init__(instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule)
+        widen_unet_input(self.unet, autoencoder.latent_channels)
+        self.scheduler = scheduler
+        self.prediction_type = _checked_prediction_type(scheduler)
+        self.register_buffer("abar", scheduler.alphas_cumprod.clone(), persistent=False)  # pyright: ignore
+        self.dropout = dropout
+        self.guidance = guidance
+        self.steps = steps
+        self.scale_query = scale_query
+        self.null_keeps_mask = null_keeps_mask
+
+    def encode_query(self, query: Tensor) -> Tensor:
+        """The query's latent, the mode of its distribution: (B, 3, H, W) -> (B, C, h, w)."""
+        latent = self.autoencoder.encode(query)
+        return latent if self.scale_query else latent / self.autoencoder.scaling_factor
+
+    def null_instruction(self, instruction: Instruction) -> Instruction:
+        """What replaces a dropped instruction, in the shape of `instruction`."""
+        null = self.instruction.null(instruction)
+        return null._replace(attention_mask=instruction.attention_mask) if self.null_keeps_mask else null
+
+    def drop_conditions(self, instruction: Instruction, query: Tensor, seed: Tensor) -> tuple[Instruction, Tensor]:
+        """Condition dropout: instruction of B rows and query latents (B, C, h, w), both with the dropped rows replaced."""
+        dropped = self.dropout(uniform(seed, "condition_dropout"))
+        null, rows = self.null_instruction(instruction), dropped.instruction[:, None]
+        return (
+            Instruction(
+                torch.where(rows[..., None], null.tokens, instruction.tokens),
+                torch.where(rows, null.attention_mask, instruction.attention_mask),
+            ),
+            query.masked_fill(dropped.query[:, None, None, None], 0.0),
+        )
+
+    def training_loss(self, batch: EpisodeBatch) -> dict[str, Tensor]:
+        """Mean squared error of the predicted noise, v or sample (eq. 9), with t uniform."""
+        query, seed = batch["query_image"], batch["seed"]
+        picture = self.pseudo_mask.encode(batch["query_mask"], query, seed)  # (B, 3, H, W)
+        clean = self.autoencoder.encode(picture, seed)  # (B, C, h, w)
+        noise = normal(seed, "noise", tuple(clean.shape[1:]))
+        timestep = integers(seed, "timestep", len(self.abar))  # (B,)
+        signal, sigma = self._levels(timestep)
+        noisy = signal * clean + sigma * noise
+        instruction, latent = self.drop_conditions(self.encode_references(batch), self.encode_query(query), seed)
+        prediction = self.denoise(torch.cat([noisy, latent], 1), timestep, instruction)
+        target = {"epsilon": noise, "v_prediction": signal * noise - sigma * clean, "sample": clean}[self.prediction_type]
+        error = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)  # (B,)
+        weight = batch["valid"].to(error)
+        return {"loss": (error * weight).sum() / weight.sum().clamp_min(1)}
+
+    @torch.no_grad()
+    def sample_latent(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
+        """Sample the pseudo-mask's latent from pure noise; arguments as in `predict_logits` -> (B, C, h, w)."""
+        condition = self.encode_query(query)  # (B, C, h, w)
+        if self.guidance.needed:  # in the order of eq. 10: e(0,0), e(z_q,0), e(z_q,tau)
+            null = self.null_instruction(instruction)
+            condition = torch.cat([torch.zeros_like(condition), condition, condition])  # (3B, C, h, w)
+            instruction = Instruction(*(torch.cat([n, n, i]) for n, i in zip(null, instruction, strict=True)))
+        self.scheduler.set_timesteps(self.steps, device=query.device)  # pyright: ignore[reportAttributeAccessIssue]
+        latent = normal(seed, "sampling", (self.autoencoder.latent_channels, *condition.shape[2:]))
+        latent = latent * self.scheduler.init_noise_sigma  # pyright: ignore[reportAttributeAccessIssue]
+        extra = self._step_arguments(seed)
+        for timestep in self.scheduler.timesteps:  # pyright: ignore[reportAttributeAccessIssue]
+            scaled = self.scheduler.scale_model_input(latent, timestep)  # pyright: ignore[reportAttributeAccessIssue]
+            copies = len(condition) // len(latent)
+            prediction = self.denoise(torch.cat([scaled.repeat(copies, 1, 1, 1), condition], 1), timestep, instruction)
+            if self.guidance.needed:
+                prediction = self.guidance(*prediction.chunk(3))
+            latent = self.scheduler.step(prediction, timestep, latent, **extra).prev_sample  # pyright: ignore
+        return latent
+
+    def predict_logits(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
+        """See `InContextSegmenter`."""
+        return self.decode_logits(self.sample_latent(query, instruction, seed), query)
+
+    def _levels(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t): (B,) -> twice (B, 1, 1, 1)."""
+        abar = self.abar[timestep].view(-1, 1, 1, 1)
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def _step_arguments(self, seed: Tensor) -> dict[str, list[torch.Generator]]:
+        """A stochastic scheduler draws with generators of the episodes' own, so that no result depends on the batch."""
+        if "generator" not in inspect.signature(self.scheduler.step).parameters:  # pyright: ignore
+            return {}
+        return {"generator": [torch.Generator().manual_seed(int(s)) for s in seed.tolist()]}
+
+
+def _checked_prediction_type(scheduler: SchedulerMixin) -> str:
+    """`prediction_type` of a scheduler that LDIS-n can train with."""
+    name = type(scheduler).__name__
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UserError(f"model.scheduler: {name} has no alphas_cumprod; use e.g. DDPMScheduler or DDIMScheduler.")
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")  # pyright: ignore[reportAttributeAccessIssue]
+    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+        raise UserError(f"model.scheduler.prediction_type: '{prediction_type}' is not epsilon, v_prediction or sample.")
+    return prediction_type

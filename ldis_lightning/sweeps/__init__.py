@@ -1,0 +1,1 @@
+"""Ablations: the grid of a config, its runs, and their table."""

@@ -1,0 +1,30 @@
+"""What several test files share. torch must not be imported before the thread count is set."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run in two processes; with every process on all cores they would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MINIATURE = {"train_images": 24, "test_images": 12, "train_clips": 2, "test_clips": 2, "frames": 3}
+"""Arguments of `SyntheticWorld` for a world that takes a second to draw."""
+
+
+@pytest.fixture(scope="session")
+def miniature_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small synthetic world in `data/synthetic`, where the shipped configs look for theirs."""
+    from ldis_lightning.datamodules.synthetic import SyntheticWorld
+
+    folder = tmp_path_factory.mktemp("world")
+    SyntheticWorld(str(folder / "data/synthetic"), **MINIATURE).prepare()
+    return folder
+
+
+@pytest.fixture
+def in_miniature_world(miniature_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test runs inside `miniature_world`, with no more arguments than it passes itself."""
+    monkeypatch.chdir(miniature_world)
+    monkeypatch.setattr("sys.argv", ["ldis"])
+    return miniature_world

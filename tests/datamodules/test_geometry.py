@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldis_lightning.datamodules.geometry import (
+    Crop,
+    Picture,
+    RandomCrop,
+    TrainingGeometry,
+    WholePicture,
+    fit_square,
+    keep_concept,
+    largest_cover,
+)
+
+shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
+
+
+def coded(shape: tuple[int, int], in_clip: bool = False) -> Picture:
+    """A picture whose red is its label map, which tells rows apart, so that both must move together."""
+    labels = np.repeat(np.arange(shape[0], dtype=np.uint8)[:, None] * 2 + 1, shape[1], axis=1)
+    return Picture(np.stack([labels, labels, labels], axis=-1), labels, in_clip)
+
+
+def with_object(shape: tuple[int, int], y: int, x: int) -> Picture:
+    labels = np.zeros(shape, np.uint8)
+    labels[y % shape[0], x % shape[1]] = 7
+    return Picture(np.repeat(labels[..., None] * 30, 3, axis=-1), labels)
+
+
+@given(shape=shapes, size=st.integers(1, 64))
+def test_fit_square_keeps_the_shape_and_pads(shape: tuple[int, int], size: int) -> None:
+    crop = fit_square(shape, size)
+    assert max(crop.height, crop.width) == size
+    assert abs(crop.height * shape[1] - crop.width * shape[0]) <= max(shape)  # half a pixel, or the least one
+    picture = coded(shape)
+    image, labels = crop.image(picture.image, size), crop.labels(picture.labels, size)
+    assert image.shape == (size, size, 3)
+    assert labels.shape == (size, size)
+    assert (labels[: crop.height, : crop.width] != 255).all()
+    for padding in (np.s_[crop.height :], np.s_[:, crop.width :]):
+        assert (image[padding] == 128).all()
+        assert (labels[padding] == 255).all()
+
+
+def test_a_picture_of_the_right_size_is_untouched() -> None:
+    picture = coded((32, 32))
+    crop = fit_square((32, 32), 32)
+    assert crop.image(picture.image, 32) is picture.image
+    assert crop.labels(picture.labels, 32) is picture.labels
+    image, labels = WholePicture(flip=0)(picture, 9, 32, np.random.default_rng(0))
+    assert np.array_equal(image, picture.image)
+    assert np.array_equal(labels, picture.labels)
+
+
+@given(
+    shape=shapes,
+    scaled=st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    corner=st.tuples(st.integers(-30, 100), st.integers(-30, 100)),
+    size=st.integers(1, 40),
+)
+def test_image_and_labels_are_padded_alike(shape, scaled, corner, size: int) -> None:
+    top, left = min(corner[0], scaled[0] - 1), min(corner[1], scaled[1] - 1)
+    top, left = max(top, 1 - size), max(left, 1 - size)
+    picture = Picture(np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8))
+    crop = Crop(scaled[0], scaled[1], top, left)
+    image, labels = crop.image(picture.image, size), crop.labels(picture.labels, size)
+    assert np.array_equal(image[..., 0] == 128, labels == 255)
+    assert np.array_equal(image[..., 0] == 0, labels == 0)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_image_and_labels_stay_aligned(scale: int) -> None:
+    picture = coded((40, 30))
+    crop = Crop(40 * scale, 30 * scale, 11, -3)
+    image, labels = crop.image(picture.image, 24), crop.labels(picture.labels, 24)
+    inside = labels != 255
+    assert (
+        np.abs(image[..., 0].astype(int) - labels)[inside].max() <= scale
+    )  # interpolation between rows that differ by 2
+
+
+@given(shape=shapes, y=st.integers(0, 89), x=st.integers(0, 89), size=st.integers(1, 40))
+def test_a_thin_object_survives_scaling(shape: tuple[int, int], y: int, x: int, size: int) -> None:
+    labels = with_object(shape, y, x).labels
+    crop = fit_square(shape, size)
+    square = keep_concept(crop, labels, 7, size)
+    assert (square == 7).any()
+    rows, columns = np.nonzero(square == 7)
+    assert abs((rows[0] + 0.5) * shape[0] / crop.height - (y % shape[0] + 0.5)) <= max(1, shape[0] / crop.height)
+    assert abs((columns[0] + 0.5) * shape[1] / crop.width - (x % shape[1] + 0.5)) <= max(1, shape[1] / crop.width)
+
+
+@settings(max_examples=50)
+@pytest.mark.parametrize("geometry", [WholePicture(), RandomCrop(), RandomCrop(tries=0), RandomCrop(tries=1)])
+@given(shape=shapes, y=st.integers(0, 89), x=st.integers(0, 89), size=st.integers(1, 40), seed=st.integers(0, 2**63))
+def test_the_concept_is_never_lost(
+    geometry: TrainingGeometry, shape: tuple[int, int], y: int, x: int, size: int, seed: int
+) -> None:
+    picture = with_object(shape, y, x)
+    image, labels = geometry(picture, 7, size, np.random.default_rng(seed))
+    assert image.shape == (size, size, 3)
+    assert labels.shape == (size, size)
+    assert image.dtype == labels.dtype == np.uint8
+    assert (labels == 7).any()
+
+
+def test_random_crop_draws_scales_of_the_method() -> None:
+    generator = np.random.default_rng(0)
+    crops = [RandomCrop()._draw((100, 150), 64, generator) for _ in range(300)]
+    heights = [crop.height for crop in crops]
+    assert min(heights) == 58  # 0.9 * 64
+    assert max(heights) == 70  # 1.1 * 64
+    assert all(abs(crop.width - 1.5 * crop.height) <= 1 for crop in crops)
+    assert {crop.left >= 0 for crop in crops} == {True}
+    assert {crop.top > 0 for crop in crops} == {True, False}
+    long = [RandomCrop()._draw((50, 400), 64, generator).width for _ in range(300)]
+    assert max(long) <= 141  # 2 * 1.1 * 64, so that the short side is 18 and the rest padding
+
+
+def test_random_crop_avoids_what_one_class_fills() -> None:
+    labels = np.full((64, 256), 3, np.uint8)
+    labels[:, 100:130] = 7
+    picture = Picture(np.zeros((64, 256, 3), np.uint8), labels)
+    covers, refused = [], 0
+    for seed in range(100):
+        _, cut = RandomCrop(tries=50)(picture, 7, 64, np.random.default_rng(seed))
+        covers.append(largest_cover(cut))
+        _, cut = RandomCrop(tries=50, max_cover=1)(picture, 7, 64, np.random.default_rng(seed))
+        refused += largest_cover(cut) > 0.75
+    assert max(covers) <= 0.75
+    assert refused > 10
+
+
+def test_largest_cover_ignores_none_and_ignored() -> None:
+    assert largest_cover(np.array([[0, 0, 0, 1]], np.uint8)) == 0.25
+    assert largest_cover(np.array([[255, 255, 2, 2], [1, 0, 255, 255]], np.uint8)) == 0.5
+    assert largest_cover(np.full((2, 2), 255, np.uint8)) == 0
+
+
+def test_images_are_flipped_half_the_time_and_frames_of_clips_never() -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 0] = 200
+    labels = image[..., 0] // 200
+    for in_clip, expected in ((False, {True, False}), (True, {False})):
+        flipped = set()
+        for seed in range(20):
+            cut, cut_labels = WholePicture()(Picture(image, labels, in_clip), 1, 8, np.random.default_rng(seed))
+            assert np.array_equal(cut[..., 0] == 200, cut_labels == 1)
+            flipped.add(bool(cut[0, -1, 0]))
+        assert flipped == expected

@@ -1,0 +1,236 @@
+"""Opening an index: what it says of a data set, and its messages where something is wrong."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_samples import jpg, png
+
+from ldis_lightning.datamodules.index import COLUMNS, IndexBuilder, Row, Shard, ShardIndex
+from ldis_lightning.datamodules.shards import ShardWriter
+from ldis_lightning.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    with ShardWriter(
+        tmp_path / "set", "tiny", {1: "cat", 2: "dog", 9: "never seen"}, max_samples_per_shard=2
+    ) as writer:
+        writer.add_image("a", jpg(), png((0, 1)))
+        writer.add_clip("walk", [(jpg(), png((2, 3))), (jpg(), png((0, 255)))])
+        writer.add_image("b", jpg((4, 8)), png((1, 1, 2, 1), (4, 8)))
+    return tmp_path / "set"
+
+
+def header(folder: Path) -> dict:
+    return json.loads((folder / "index.json").read_text())
+
+
+def change(folder: Path, **values) -> None:
+    (folder / "index.json").write_text(json.dumps(header(folder) | values))
+
+
+def test_rows_and_classes(folder):
+    index = ShardIndex.open(folder)
+    assert (len(index), index.name, index.kind, index.folder) == (4, "tiny", "mixed", folder)
+    assert [index.key(row) for row in range(4)] == ["a", "walk.00000", "walk.00001", "b"]
+    assert index.clip.tolist() == [-1, 0, 0, -1]
+    assert index.frame.tolist() == [-1, 0, 1, -1]
+    assert index.clip_names == ["walk"]
+    assert index.size.tolist() == [[12, 16]] * 3 + [[4, 8]]
+    assert index.classes == {1: "cat", 2: "dog", 3: "class 3", 9: "never seen"}
+    assert index.rows_of_class(1).tolist() == [0, 3]
+    assert index.pixels(1).tolist() == [96, 24]
+    assert index.rows_of_class(9).tolist() == index.pixels(255).tolist() == []
+    assert [array.tolist() for array in index.classes_of_row(1)] == [[2, 3], [96, 96]]
+    assert [array.tolist() for array in index.classes_of_row(2)] == [[], []]
+
+
+def test_types_are_those_of_the_contract(folder):
+    index = ShardIndex.open(folder)
+    types = {
+        name: getattr(index, name).dtype.str for name in ("clip", "frame", "size", "shard", "image_span", "mask_span")
+    }
+    assert types == dict.fromkeys(("clip", "frame", "size", "shard"), "<i4") | {"image_span": "<i8", "mask_span": "<i8"}
+    arrays = [index.rows_of_class(1), index.pixels(1), *index.classes_of_row(0)]
+    assert {array.dtype.str for array in arrays} == {"<i8"}
+
+
+def test_columns_are_mapped_not_read(folder):
+    index = ShardIndex.open(folder)
+    for array in (index.clip, index.image_span, index.rows_of_class(1)):
+        bases = [array]
+        while bases[-1].base is not None and isinstance(bases[-1].base, np.ndarray):
+            bases.append(bases[-1].base)
+        assert isinstance(bases[-1], np.memmap)
+        assert not array.flags.writeable
+
+
+def test_positions_out_of_range_are_errors(folder):
+    index = ShardIndex.open(folder)
+    for row in (-1, 4):
+        with pytest.raises(IndexError):
+            index.key(row)
+    with pytest.raises(ValueError, match="256"):
+        index.rows_of_class(256)
+
+
+def test_a_pickle_holds_the_folder_alone(folder):
+    index = ShardIndex.open(folder)
+    again = pickle.loads(pickle.dumps(index))
+    assert (again.hash, again.key(3)) == (index.hash, "b")
+    assert len(pickle.dumps(index)) < 400
+
+
+def test_the_hash_is_of_the_content_not_of_its_place_or_spacing(folder):
+    before = ShardIndex.open(folder).hash
+    change(folder)  # other spacing
+    assert ShardIndex.open(folder.rename(folder.parent / "elsewhere")).hash == before
+    change(folder.parent / "elsewhere", classes={"1": "cow"})
+    assert ShardIndex.open(folder.parent / "elsewhere").hash != before
+
+
+def test_verify_finds_a_changed_byte(folder):
+    index = ShardIndex.open(folder)
+    index.verify()
+    path = index.shard_paths[1]
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-00001\.tar"):
+        ShardIndex.open(folder).verify()
+
+
+def test_missing_folders_and_indices(tmp_path, folder):
+    with pytest.raises(UserError, match="no such folder"):
+        ShardIndex.open(tmp_path / "typo")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"neither index\.json nor"):
+        ShardIndex.open(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"below it: .*set"):
+        ShardIndex.open(tmp_path)
+    (folder / "index.json").unlink()
+    with pytest.raises(UserError, match=f"ldis data index {folder}"):
+        ShardIndex.open(folder)
+
+
+def test_a_newer_version_is_named(folder):
+    change(folder, version=7)
+    with pytest.raises(UserError, match=r"format 7.*update ldis_lightning"):
+        ShardIndex.open(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"format": "mds"}', '{"format": "ldis_lightning index"}'])
+def test_headers_that_are_none(folder, text):
+    (folder / "index.json").write_text(text)
+    with pytest.raises(UserError, match=r"index\.json"):
+        ShardIndex.open(folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rows": 5},
+        {"rows": "4"},
+        {"columns": {}},
+        {"shards": [{"name": "shard-00000.tar"}]},
+        {"shards": None},
+        {"classes": {"one": "cat"}},
+        {"classes": []},
+        {"column_folder": ".."},
+        {"shards": [{"name": "../set/shard-00000.tar", "size": 20480, "sha256": ""}]},
+    ],
+)
+def test_damaged_headers_are_one_message(folder, values):
+    change(folder, **values)
+    with pytest.raises(UserError, match=r"index"):
+        ShardIndex.open(folder)
+
+
+def test_headers_that_lack_a_key_are_one_message(folder):
+    whole = header(folder)
+    for key in whole.keys() - {"format"}:
+        (folder / "index.json").write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
+        with pytest.raises(UserError, match="index"):
+            ShardIndex.open(folder)
+
+
+def test_shards_that_are_missing_or_changed(folder):
+    path = folder / "shard-00001.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[:-512])
+    with pytest.raises(UserError, match=rf"{path} has {len(data) - 512} bytes where the index says {len(data)}"):
+        ShardIndex.open(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path} is missing"):
+        ShardIndex.open(folder)
+
+
+@pytest.mark.parametrize("name", sorted(COLUMNS))
+def test_columns_that_are_missing_cut_or_of_another_shape(folder, name):
+    path = folder / header(folder)["column_folder"] / f"{name}.npy"
+    whole = path.read_bytes()
+    np.save(path, np.zeros(999, np.load(path).dtype))
+    with pytest.raises(UserError, match=name):
+        ShardIndex.open(folder)
+    for data in (whole[:-1], whole[:40], b""):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=name):
+            ShardIndex.open(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=name):
+        ShardIndex.open(folder)
+
+
+def test_pickled_columns_are_refused(folder):
+    np.save(folder / header(folder)["column_folder"] / "clip.npy", np.array([{}] * 4), allow_pickle=True)
+    with pytest.raises(UserError, match=r"clip\.npy"):
+        ShardIndex.open(folder)
+
+
+def test_columns_must_fit_each_other(folder):
+    path = folder / header(folder)["column_folder"] / "row_offset.npy"
+    offset = np.load(path)
+    offset[-1] += 1
+    np.save(path, offset)
+    with pytest.raises(UserError, match="row_offset"):
+        ShardIndex.open(folder)
+
+
+def test_writing_again_replaces_the_old_columns(folder):
+    before = ShardIndex.open(folder)
+    builder = IndexBuilder()
+    builder.add(Row("only", -1, -1, (1, 1), 0, (0, 1), (1, 1), {5: 1}))
+    builder.write(folder, "new", {}, before.shards)
+    after = ShardIndex.open(folder)
+    assert (len(after), after.name, after.hash != before.hash) == (1, "new", True)
+    assert len(list(folder.glob("index-*"))) == 1
+    assert before.key(3) == "b", "an index that is open keeps its columns"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+pixel_counts = st.dictionaries(st.integers(1, 254), st.integers(1, 2**40), max_size=5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.tuples(st.text("aé/字", min_size=1), pixel_counts), min_size=1, max_size=8))
+def test_both_directions_say_what_was_added(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("set")
+    (folder / "shard-00000.tar").write_bytes(b"")
+    builder = IndexBuilder()
+    for number, (key, pixels) in enumerate(rows):
+        builder.add(Row(key, -1, -1, (1, 2), 0, (number, 1), (number, 2), pixels))
+    builder.write(folder, "any", {}, [Shard("shard-00000.tar", 0, "")])
+    index = ShardIndex.open(folder)
+    for number, (key, pixels) in enumerate(rows):
+        assert index.key(number) == key
+        ids, counts = index.classes_of_row(number)
+        assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == pixels
+    for class_id in range(256):
+        expected = [(number, pixels[class_id]) for number, (_, pixels) in enumerate(rows) if class_id in pixels]
+        found = zip(index.rows_of_class(class_id).tolist(), index.pixels(class_id).tolist(), strict=True)
+        assert list(found) == expected

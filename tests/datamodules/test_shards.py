@@ -1,0 +1,232 @@
+"""Writing shards: what is stored, what is refused, and that nothing half-written stays."""
+
+import json
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_samples import jpg, labels, png, png_of
+
+from ldis_lightning.datamodules import index as index_module
+from ldis_lightning.datamodules import shards
+from ldis_lightning.datamodules.index import ShardIndex
+from ldis_lightning.datamodules.shards import ShardWriter, inspect_pair, read_label_map
+from ldis_lightning.episode import IGNORE_INDEX
+from ldis_lightning.errors import UserError
+
+
+def write(out: Path, images: int = 3, clips: int = 2, **settings) -> ShardIndex:
+    with ShardWriter(out, "tiny", {1: "cat"}, **settings) as writer:
+        for number in range(images):
+            writer.add_image(f"image{number}", jpg(seed=number), png((0, 1 + number, 255)), source="made up")
+        for number in range(clips):
+            writer.add_clip(f"clip{number}", [(jpg(seed=frame), png((0, 1))) for frame in range(3)])
+    return ShardIndex.open(out)
+
+
+def test_plain_webdataset_reads_images_and_clips(tmp_path):
+    import webdataset
+
+    index = write(tmp_path / "set")
+    urls = [str(path) for path in index.shard_paths]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert [sample["__key__"] for sample in samples] == ["image0", "image1", "image2", "clip0", "clip1"]
+    assert np.array_equal(np.asarray(samples[1]["png"].convert("L")), labels((0, 2, 255)))
+    assert samples[1]["jpg"].size == (16, 12)
+    expected = {"dataset": "tiny", "class_ids": [2], "class_names": ["class 2"], "size": [12, 16], "source": "made up"}
+    assert samples[1]["json"] == expected
+    assert samples[4]["json"]["frames"] == 3
+    assert np.array_equal(np.asarray(samples[4]["00002.png"].convert("L")), labels((0, 1)))
+
+
+def test_bytes_are_stored_as_given_and_found_by_their_spans(tmp_path):
+    index = write(tmp_path / "set", max_samples_per_shard=2)
+    picture = index.shard_paths[index.shard[2]].read_bytes()
+    offset, length = index.image_span[2]
+    assert picture[offset : offset + length] == jpg(seed=2)
+    offset, length = index.mask_span[2]
+    assert picture[offset : offset + length] == png((0, 3, 255))
+
+
+def test_shards_roll_and_clips_are_never_split(tmp_path):
+    index = write(tmp_path / "set", images=3, clips=3, max_samples_per_shard=2)
+    assert index.shard.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [shard.name for shard in index.shards] == [f"shard-{number:05d}.tar" for number in range(4)]
+
+
+def test_same_content_gives_same_bytes_and_hash(tmp_path):
+    first, second, other = write(tmp_path / "a"), write(tmp_path / "b"), write(tmp_path / "c", images=2)
+    assert first.hash == second.hash != other.hash
+    assert first.shard_paths[0].read_bytes() == second.shard_paths[0].read_bytes()
+    with tarfile.open(first.shard_paths[0]) as tar:
+        assert {(member.mtime, member.uname, member.uid) for member in tar} == {(0, "ldis", 0)}
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_an_exception_leaves_nothing_and_changes_nothing(tmp_path, existing):
+    if existing:
+        before = write(tmp_path / "set", images=1).hash
+    with (
+        pytest.raises(RuntimeError, match="halfway"),
+        ShardWriter(tmp_path / "set", "new", {}, overwrite=True) as writer,
+    ):
+        writer.add_image("a", jpg(), png())
+        raise RuntimeError("halfway")
+    assert [path.name for path in tmp_path.iterdir()] == (["set"] if existing else [])
+    if existing:
+        assert ShardIndex.open(tmp_path / "set").hash == before
+
+
+def test_overwrite_replaces_only_data_sets_of_ours(tmp_path):
+    write(tmp_path / "set", images=1)
+    with pytest.raises(UserError, match="--overwrite"):
+        write(tmp_path / "set")
+    assert len(write(tmp_path / "set", overwrite=True)) == 9
+    (tmp_path / "set" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        write(tmp_path / "set", overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="no folder"):
+        write(tmp_path / "file", overwrite=True)
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    with pytest.raises(UserError, match="no folder"):
+        write(tmp_path / "link", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "set"]
+
+
+def test_an_empty_folder_may_be_used_and_its_parents_are_made(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert len(write(tmp_path / "empty")) == len(write(tmp_path / "x" / "y")) == 9
+
+
+def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "file" / "set")
+
+
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"), ShardWriter(tmp_path / "set", "full", {}) as writer:
+        monkeypatch.setattr(writer, "_write", fails)
+        writer.add_image("a", jpg(), png())
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no sample"), ShardWriter(tmp_path / "set", "none", {}):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["a.b", "", "a/", "/a", "a//b", "__meta__", "a/../b", "a\nb", "a\udcff"])
+def test_keys_that_webdataset_would_garble_are_refused(tmp_path, key):
+    with pytest.raises(UserError, match="key"), ShardWriter(tmp_path / "set", "keys", {}) as writer:
+        writer.add_image(key, jpg(), png())
+
+
+@pytest.mark.parametrize("key", ["a", "dir/a", "größe-1", "k" * 180, "with space"])
+def test_other_keys_come_back(tmp_path, key):
+    import webdataset
+
+    with ShardWriter(tmp_path / "set", "keys", {}) as writer:
+        writer.add_image(key, jpg(), png())
+    index = ShardIndex.open(tmp_path / "set")
+    assert index.key(0) == key
+    (sample,) = webdataset.WebDataset(str(index.shard_paths[0]), shardshuffle=False)
+    assert sample["__key__"] == key
+    assert sample["png"] == png()
+
+
+def test_a_key_may_occur_once(tmp_path):
+    with pytest.raises(UserError, match="twice"), ShardWriter(tmp_path / "set", "keys", {}) as writer:
+        writer.add_image("a", jpg(), png())
+        writer.add_clip("a", [(jpg(), png())])
+
+
+def test_clips_need_frames_of_one_size(tmp_path):
+    with ShardWriter(tmp_path / "set", "clips", {}) as writer:
+        with pytest.raises(UserError, match="no frames"):
+            writer.add_clip("a", [])
+        with pytest.raises(UserError, match="different sizes"):
+            writer.add_clip("b", [(jpg(), png()), (jpg((6, 6)), png(size=(6, 6)))])
+        writer.add_image("c", jpg(), png())
+
+
+@pytest.mark.parametrize("classes", [{0: "none"}, {255: "ignore"}, {1: " "}])
+def test_class_ids_and_names_are_checked(tmp_path, classes):
+    with pytest.raises(UserError, match="class"):
+        ShardWriter(tmp_path / "set", "classes", classes)
+
+
+def test_labelled_frames_are_counted(tmp_path):
+    with ShardWriter(tmp_path / "set", "tiny", {}) as writer:
+        writer.add_image("a", jpg(), png((0, 255)))
+        assert writer.labelled_frames == 0
+        writer.add_clip("b", [(jpg(), png((0, 255))), (jpg(), png((0, 9)))])
+        assert writer.labelled_frames == 1
+
+
+def test_pixels_are_counted_without_none_and_ignore():
+    assert inspect_pair(jpg(), png((0, 7, 255, 9)), "x") == ((12, 16), {7: 48, 9: 48})
+
+
+@pytest.mark.parametrize(
+    ("picture", "mask", "message"),
+    [
+        (jpg((12, 12)), png(), "16 x 12 pixels, but its image 12 x 12"),
+        (png(), png(), "image of x cannot be read as JPEG"),
+        (jpg(), jpg(), "mask of x cannot be read as PNG"),
+        (b"", png(), "cannot be read"),
+        (jpg(), png()[:50], "mask of x"),
+        (jpg(mode="CMYK"), png(), "CMYK"),
+        (jpg(), png_of(np.zeros((12, 16, 3), np.uint8)), "RGB colours"),
+        (jpg(), png_of(np.zeros((12, 16), np.uint16)), "16-bit"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", png(), "cannot be read as JPEG"),
+    ],
+)
+def test_pairs_that_are_no_sample_are_refused(picture, mask, message):
+    with pytest.raises(UserError, match=message):
+        inspect_pair(picture, mask, "x")
+
+
+def test_palettes_and_one_bit_masks_are_label_maps():
+    assert np.array_equal(read_label_map(png_of(labels((0, 3, 255)), palette=True), "x"), labels((0, 3, 255)))
+    assert np.array_equal(read_label_map(png_of(labels((0, 1)).astype(bool)), "x"), labels((0, 1)))
+
+
+def test_grey_masks_of_few_bits_are_refused_because_pil_would_stretch_their_labels():
+    header = b"\x89PNG\r\n\x1a\n" + _chunk(
+        b"IHDR", bytes([0, 0, 0, 2, 0, 0, 0, 1, 2, 0, 0, 0, 0])
+    )  # 2 x 1, 2 bits, grey
+    data = _chunk(b"IDAT", zlib.compress(b"\x00\x50")) + _chunk(b"IEND", b"")
+    with pytest.raises(UserError, match="2-bit grey"):
+        read_label_map(header + data, "x")
+
+
+def test_pictures_over_the_bound_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(shards, "MAX_PIXELS", 12 * 16 - 1)
+    with pytest.raises(UserError, match="image of x has 16 x 12 pixels"):
+        inspect_pair(jpg(), png(), "x")
+    with pytest.raises(UserError, match="mask of x has 16 x 12 pixels"):
+        inspect_pair(jpg((1, 1)), png(), "x")
+
+
+def test_the_index_means_the_same_pixels_by_ignore_as_the_batch():
+    assert index_module.IGNORE == IGNORE_INDEX
+
+
+def test_readers_need_no_access_rights_of_the_writer(tmp_path):
+    index = write(tmp_path / "set")
+    folders = [index.folder, index.folder / json.loads((index.folder / "index.json").read_text())["column_folder"]]
+    (tmp_path / "usual").mkdir()
+    assert {folder.stat().st_mode for folder in folders} == {(tmp_path / "usual").stat().st_mode}
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

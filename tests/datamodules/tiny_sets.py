@@ -1,0 +1,54 @@
+"""Small data sets for the tests of plans and loaders."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldis_lightning.datamodules.index import ShardIndex
+from ldis_lightning.datamodules.shards import ShardWriter
+
+CLASSES = {1: "cat", 2: "dog", 3: "cow", 4: "hen"}
+
+
+def encode(image: np.ndarray, labels: np.ndarray) -> tuple[bytes, bytes]:
+    """(H, W, 3) and (H, W) uint8 -> JPEG and PNG."""
+    jpg, png = BytesIO(), BytesIO()
+    Image.fromarray(image).save(jpg, "JPEG", quality=95)
+    Image.fromarray(labels).save(png, "PNG")
+    return jpg.getvalue(), png.getvalue()
+
+
+def picture(class_ids: list[int], shape: tuple[int, int] = (16, 16), seed: int = 0) -> tuple[bytes, bytes]:
+    """A picture with a stripe of each class, of as many columns as its place in the list, and one column to ignore."""
+    generator = np.random.default_rng([seed, *class_ids])
+    labels = np.zeros(shape, np.uint8)
+    column = 0
+    for width, class_id in enumerate(class_ids, start=1):
+        labels[:, column : column + width] = class_id
+        column += width
+    labels[:, -1] = 255
+    return encode(generator.integers(0, 255, (*shape, 3), dtype=np.uint8), labels)
+
+
+def write_images(folder: Path, contents: list[list[int]], per_shard: int = 4) -> ShardIndex:
+    """One image for each list of class ids, named i0000, i0001, ..."""
+    with ShardWriter(folder, "tiny", CLASSES, max_samples_per_shard=per_shard) as writer:
+        for number, class_ids in enumerate(contents):
+            writer.add_image(f"i{number:04d}", *picture(class_ids, seed=number))
+    return ShardIndex.open(folder)
+
+
+def write_clips(folder: Path, clips: list[list[list[int]]], per_shard: int = 6) -> ShardIndex:
+    """One clip for each list of frames, a frame being a list of class ids."""
+    with ShardWriter(folder, "tiny clips", CLASSES, max_samples_per_shard=per_shard) as writer:
+        for number, frames in enumerate(clips):
+            writer.add_clip(f"c{number}", [picture(ids, seed=100 * number + i) for i, ids in enumerate(frames)])
+    return ShardIndex.open(folder)
+
+
+def mixed_contents(count: int, seed: int = 0) -> list[list[int]]:
+    """Class ids of `count` images: one to three of the four classes."""
+    generator = np.random.default_rng(seed)
+    return [[int(c) for c in generator.permutation([1, 2, 3, 4])[: generator.integers(1, 4)]] for _ in range(count)]
