@@ -60,7 +60,7 @@ class Previews(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first episodes of each set, if this validation is to be drawn."""
-        if not trainer.sanity_checking and self._validations % self.every_n_val == 0:
+        if self._validations % self.every_n_val == 0:
             self._collect(trainer, outputs, batch, dataloader_idx)
 
     def on_test_batch_end(

@@ -34,7 +34,7 @@ class ResultTable(Callback):
         results: dict[str, SetResult] = getattr(pl_module, "results", {}).get("test", {})
         names = {name: class_names(trainer, name) for name in results}
         logged = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
-        write_results(folder / "results.json", results, names, logged)
+        write_results(folder / "results.json", results, names, logged, manifests(trainer, results))
         write_per_class(folder / "per_class.csv", results, names)
         console = Console()
         if results:
@@ -59,8 +59,12 @@ def write_results(
     results: Mapping[str, SetResult],
     names: Mapping[str, Mapping[int, str]],
     logged: Mapping[str, float],
+    manifests: Mapping[str, str],
 ) -> None:
-    """`{"metrics": {"test/<set>/miou": x}, "per_class": {set: {class: iou}}, "episodes": {set: n}}`; NaN is null."""
+    """Write everything as JSON, where NaN becomes null.
+
+    `{"metrics": {"test/<set>/miou": x}, "per_class": {set: {class: iou}}, "episodes": {set: n}, "manifests": {set: hash}}`
+    """
     metrics = dict(logged)
     for name, result in results.items():
         metrics |= {f"test/{name}/miou": result.miou, f"test/{name}/fb_iou": result.fb_iou}
@@ -72,6 +76,7 @@ def write_results(
         "metrics": {key: _json_number(value) for key, value in sorted(metrics.items())},
         "per_class": per_class,
         "episodes": {name: result.episodes for name, result in results.items()},
+        "manifests": dict(manifests),
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -106,6 +111,16 @@ def class_names(trainer: Trainer, set_name: str) -> Mapping[int, str]:
     """The datamodule's class names of a set, empty where it has none."""
     source: Any = getattr(getattr(trainer, "datamodule", None), "class_names", None)
     return source(set_name) if source is not None else {}
+
+
+def manifests(trainer: Trainer, results: Mapping[str, SetResult]) -> dict[str, str]:
+    """Hash of each set's list of episodes, of the sets of which every episode was scored."""
+    plans = getattr(getattr(trainer, "datamodule", None), "evaluation_plans", {})
+    return {
+        name: plans[name].hash
+        for name, result in results.items()
+        if name in plans and len(plans[name]) == result.episodes
+    }
 
 
 def preview_paths(trainer: Trainer) -> list[Path]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ldis_lightning.datamodules.prepare import DataPreparation
     from ldis_lightning.datamodules.shards import ShardWriter
     from ldis_lightning.datamodules.source import Episode, EpisodeSource
+    from ldis_lightning.datamodules.synthetic import SyntheticWorld
     from ldis_lightning.datamodules.treatment import Hidden, Intact, ReferenceTreatment, Swapped
 
 __all__ = [
@@ -39,12 +40,13 @@ __all__ = [
     "ShardIndex",
     "ShardWriter",
     "Swapped",
+    "SyntheticWorld",
     "TrainingGeometry",
     "TrainingPlan",
     "WholePicture",
     "WithinClip",
 ]
-_HOMES = (  # quick to import first: from `augment` on they need torch, the last one Lightning
+_HOMES = (  # in the order of search: what is slow to import comes last
     "pairing",
     "treatment",
     "source",
@@ -52,6 +54,7 @@ _HOMES = (  # quick to import first: from `augment` on they need torch, the last
     "index",
     "shards",
     "plan",
+    "synthetic",
     "geometry",
     "augment",
     "episodes",

@@ -125,7 +125,7 @@ def _reference_tile(image: NDArray[np.uint8], labels: NDArray[np.uint8], class_i
 
 
 def _query_tile(image: NDArray[np.uint8], labels: NDArray[np.uint8], class_id: int) -> Image.Image:
-    """The mask outlined and tinted a little, so that colours stay what they are; what is ignored fades into the page."""
+    """The mask outlined and tinted just a little, to keep its colours; what is ignored fades into the page."""
     picture, scaled = _scaled(image, labels)
     inside = scaled == class_id
     picture = np.where((scaled == IGNORE)[..., None], _blend(picture, PAGE, 0.8), picture)
@@ -157,10 +157,12 @@ def _outlined(picture: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Image.Imag
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text, or as much of its end as fits after an ellipsis: the ends of keys tell them apart."""
-    shown = text
-    while shown and font.getlength("..." + shown if shown != text else text) > width:
-        shown = shown[1:]
-    return text if shown == text else "..." + shown
+    if font.getlength(text) <= width:
+        return text
+    kept = len(text)
+    while kept and (length := font.getlength("..." + text[-kept:])) > width:
+        kept = max(0, min(kept - 1, int(kept * width / length)))
+    return "..." + text[len(text) - kept :]
 
 
 @cache

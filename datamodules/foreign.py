@@ -72,8 +72,11 @@ def index_folder(
     size = sum(path.stat().st_size for path in paths)
     with tqdm(total=size, unit="B", unit_scale=True, desc=folder.resolve().name, disable=not progress) as bar:
         for path in paths:
-            _index_shard(path, len(shards), builder, named)
-            shards.append(_described(path, shards))
+            try:
+                _index_shard(path, len(shards), builder, named)
+                shards.append(_described(path, shards))
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}.") from error
             bar.update(path.stat().st_size)
     if not len(builder):
         raise UserError(f"no sample of KEY.jpg and KEY.png is in the shards of {folder}. {_endings(paths[0])}")
@@ -206,7 +209,7 @@ def _members(path: Path) -> Iterator[_Member]:
                 last = info.name
                 if info.isreg():
                     yield _Member(info.name, info.offset_data, info.size)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is cut short or damaged after {last} ({error}): fetch or write it again.") from error
     with path.open("rb") as stream:
         stream.seek(end)

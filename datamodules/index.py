@@ -285,6 +285,8 @@ def read_header(folder: Path) -> dict[str, Any]:
         header = parse_header(path)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {_again(folder)}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     if header["version"] > VERSION:
         raise UserError(
             f"{path} has index format {header['version']}, and this version reads up to {VERSION}: "

@@ -119,7 +119,7 @@ def survey_tree(src: Path, clips: Sequence[str] | None = None, skip_unlabelled: 
         if kept := [frame for frame in frames if frame not in missing]:
             survey.clips[clip] = kept
     if not skip_unlabelled:
-        _refuse(unlabelled, src, " Use --skip_unlabelled to leave such frames out.")
+        _refuse(unlabelled, src, "\nUse --skip_unlabelled to leave such frames out.")
     if not survey.clips:
         raise UserError(f"{images} holds no <clip>/<frame>.jpg with an annotation, so there is nothing to pack.")
     return survey
@@ -155,16 +155,27 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _problems(frames: Iterable[Frame]) -> Iterator[str]:
-    """What is wrong with the frames, from the headers of their files."""
+    """What is wrong with the frames. Their pictures and masks are decoded."""
     for frame in frames:
         try:
-            with frame.image.open("rb") as image, frame.mask.open("rb") as mask:
-                size = shards.jpeg_size(image, str(frame.image))
-                shards.check_same_size(size, shards.label_map_size(mask, str(frame.mask)), str(frame.image))
+            jpg, png = frame.image.read_bytes(), frame.mask.read_bytes()
+            size = shards.jpeg_size(jpg, str(frame.image))
+            _check_whole(jpg, frame.image)
+            labels = shards.read_label_map(png, str(frame.mask))
+            shards.check_same_size(size, labels.shape, str(frame.image))
         except UserError as error:
             yield str(error)
         except OSError as error:
             yield f"{error.filename} cannot be read: {error.strerror}."
+
+
+def _check_whole(jpg: bytes, path: Path) -> None:
+    try:
+        with Image.open(BytesIO(jpg), formats=["JPEG"]) as image:
+            image.draft("RGB", (image.width // 8, image.height // 8))  # a small picture is enough to find a cut file
+            image.load()
+    except shards.UNREADABLE as error:
+        raise UserError(f"{path} is a damaged JPEG ({error}).") from error
 
 
 def _refuse(problems: Iterable[str], src: Path, advice: str = "") -> None:
@@ -190,14 +201,8 @@ def _key(name: str) -> str:
 
 
 def _read(frame: Frame, binary: bool) -> tuple[bytes, bytes]:
-    jpg, png = frame.image.read_bytes(), frame.mask.read_bytes()
-    try:
-        with Image.open(BytesIO(jpg), formats=["JPEG"]) as image:
-            image.draft("RGB", (image.width // 8, image.height // 8))  # a small picture is enough to find a cut file
-            image.load()
-    except shards.UNREADABLE as error:
-        raise UserError(f"{frame.image} is a damaged JPEG ({error}).") from error
-    return jpg, _binary(png, frame.mask) if binary else png
+    png = frame.mask.read_bytes()
+    return frame.image.read_bytes(), _binary(png, frame.mask) if binary else png
 
 
 def _binary(png: bytes, path: Path) -> bytes:

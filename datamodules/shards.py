@@ -5,6 +5,7 @@ The same content gives the same bytes, so that a data set can be recognised by t
 
 import errno
 import json
+import os
 import shutil
 import struct
 import tarfile
@@ -46,8 +47,9 @@ class _Frame(NamedTuple):
 class ShardWriter:
     """Writes a data set into a folder of its own; use it in a `with` statement.
 
-    Everything goes into a hidden folder beside `out`, which takes the name `out` on a clean exit. An exception leaves
-    nothing behind.
+    Everything goes into a hidden folder beside `out`, which takes the name `out` on a clean exit. Where `out` is an empty
+    folder, perhaps a mounted one, the hidden folder lies in it, and its files are moved up, the index last. An exception
+    leaves nothing behind.
 
     Args:
         out: the folder to make. It may exist if it is empty.
@@ -73,7 +75,7 @@ class ShardWriter:
     ) -> None:
         if max_samples_per_shard < 1:
             raise UserError(f"max_samples_per_shard is {max_samples_per_shard}, and must be 1 or more.")
-        self.out, self.name, self.classes = Path(out), name, valid_class_ids(classes)
+        self.out, self.name, self.classes = Path(os.path.abspath(out)), name, valid_class_ids(classes)
         self.max_samples_per_shard, self.overwrite = max_samples_per_shard, overwrite
         self.labelled_frames = 0
         self._builder, self._shards, self._frames = IndexBuilder(), list[Shard](), list[_Frame]()
@@ -89,7 +91,9 @@ class ShardWriter:
         self._make_tar = TarWriter
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", dir=self.out.parent))
+            self._inside = self.out.is_dir() and not any(self.out.iterdir())
+            place = self.out if self._inside else self.out.parent
+            self._temporary = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", dir=place))
         except OSError as error:
             raise UserError(f"{self.out} cannot be written: {error.strerror}. Choose another folder.") from error
         self._folder = self._temporary / "new"
@@ -197,6 +201,18 @@ class ShardWriter:
         if not self._shards:
             raise UserError(f"{self.out}: no sample was added, so there is nothing to write.")
         self._builder.write(self._folder, self.name, self.classes, self._shards)
+        try:
+            self._move_in() if self._inside else self._rename()
+        except OSError as error:
+            raise UserError(f"{self.out} cannot be written: {error.strerror}. Choose another folder.") from error
+
+    def _move_in(self) -> None:
+        if (self.out / index.HEADER).exists():
+            raise UserError(f"{self.out} was filled by something else in the meantime: choose another folder.")
+        for entry in sorted(self._folder.iterdir(), key=lambda entry: entry.name == index.HEADER):
+            entry.rename(self.out / entry.name)
+
+    def _rename(self) -> None:
         check_out(self.out, self.overwrite)  # it may have appeared in the meantime
         if self.out.exists():
             self.out.rename(self._temporary / "replaced")  # inside the temporary folder, and so removed with it
@@ -209,15 +225,17 @@ def check_out(out: Path, overwrite: bool) -> None:
     Raises:
         UserError: something is there that may not be replaced. With `overwrite`, only a data set of ours may be.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out} exists and is no folder: choose another one.")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    strangers = [entry.name for entry in sorted(out.iterdir()) if not _is_ours(entry)]
-    if strangers or not (out / index.HEADER).is_file():
+    try:
+        entries = sorted(out.iterdir()) if out.is_dir() else []
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            raise UserError(f"{out} exists and is no folder: choose another one.")
+    except OSError as error:
+        raise UserError(f"{out} cannot be looked into: {error.strerror}. Choose another folder.") from error
+    strangers = [entry.name for entry in entries if not _is_ours(entry)]
+    if strangers or (entries and not (out / index.HEADER).is_file()):
         named = f" (it holds {strangers[0]})" if strangers else ""
         raise UserError(f"{out} exists and is not a data set of ours{named}: choose another folder.")
-    if not overwrite:
+    if entries and not overwrite:
         raise UserError(f"{out} exists and is not empty: use --overwrite to replace it, or choose another folder.")
 
 
@@ -268,7 +286,7 @@ def inspect_pair(jpg: bytes, png: bytes, where: str) -> tuple[tuple[int, int], d
     Raises:
         UserError: one cannot be read, or their sizes differ.
     """
-    size = jpeg_size(BytesIO(jpg), f"the image of {where}")
+    size = jpeg_size(jpg, f"the image of {where}")
     labels = read_label_map(png, f"the mask of {where}")
     check_same_size(size, labels.shape, where)
     counts = np.bincount(labels.ravel(), minlength=index.LABELS)
@@ -288,25 +306,15 @@ def check_same_size(image: tuple[int, ...], mask: tuple[int, ...], where: str) -
         )
 
 
-def jpeg_size(stream: IO[bytes], where: str) -> tuple[int, int]:
+def jpeg_size(jpg: bytes, where: str) -> tuple[int, int]:
     """Height and width of a JPEG of grey or RGB colours, from its header.
 
     Raises:
         UserError: it is no such JPEG or too large.
     """
-    with _open(stream, "JPEG", where) as image:
+    with _open(jpg, "JPEG", where) as image:
         if image.mode not in ("RGB", "L"):
             raise UserError(f"{where} is a JPEG of {image.mode} colours: convert it to RGB.")
-        return image.height, image.width
-
-
-def label_map_size(stream: IO[bytes], where: str) -> tuple[int, int]:
-    """Height and width of a PNG that can be a label map, from its header.
-
-    Raises:
-        UserError: it is no such PNG (see `read_label_map`) or too large.
-    """
-    with _open_label_map(stream, where) as image:
         return image.height, image.width
 
 
@@ -319,36 +327,28 @@ def read_label_map(png: bytes, where: str) -> np.ndarray:
     Raises:
         UserError: it is no such PNG or too large.
     """
-    with _open_label_map(BytesIO(png), where) as image:
+    with _open(png, "PNG", where) as image:
+        bits = png[24]  # bit depth in IHDR, the first chunk of every PNG
+        if bits == 16:
+            raise UserError(f"{where} is a 16-bit PNG: save it with 8 bits (0 none, 1 to 254 classes, 255 ignore).")
+        if image.mode not in ("L", "P", "1"):
+            raise UserError(
+                f"{where} is a PNG of {image.mode} colours: save it as a label map, 8-bit grey or with a palette."
+            )
+        if image.mode == "L" and bits != 8:  # PIL stretches these to 0 .. 255, so that label 1 would become 85 or 17
+            raise UserError(f"{where} is a {bits}-bit grey PNG: save it with 8 bits.")
         try:
             return np.asarray(image).astype(np.uint8)
         except UNREADABLE as error:
             raise UserError(f"{where} is a damaged PNG ({error}).") from error
 
 
-def _open_label_map(stream: IO[bytes], where: str) -> Image.Image:
-    image = _open(stream, "PNG", where)
-    position = stream.tell()
-    stream.seek(24)
-    bits = ord(stream.read(1) or b"\0")  # bit depth in IHDR, the first chunk of every PNG
-    stream.seek(position)
-    if bits == 16:
-        raise UserError(f"{where} is a 16-bit PNG: save it with 8 bits (0 none, 1 to 254 classes, 255 ignore).")
-    if image.mode not in ("L", "P", "1"):
-        raise UserError(
-            f"{where} is a PNG of {image.mode} colours: save it as a label map, 8-bit grey or with a palette."
-        )
-    if image.mode == "L" and bits != 8:  # PIL stretches these to 0 .. 255, so that label 1 would become 85 or 17
-        raise UserError(f"{where} is a {bits}-bit grey PNG: save it with 8 bits.")
-    return image
-
-
-def _open(stream: IO[bytes], kind: str, where: str) -> Image.Image:
+def _open(data: bytes, kind: str, where: str) -> Image.Image:
     """Open a picture of exactly one format, so that bytes from elsewhere cannot choose their decoder."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
-            image = Image.open(stream, formats=[kind])
+            image = Image.open(BytesIO(data), formats=[kind])
     except UNREADABLE as error:
         raise UserError(f"{where} cannot be read as {kind}: the file is damaged or of another kind.") from error
     if image.width * image.height > MAX_PIXELS:

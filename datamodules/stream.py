@@ -153,6 +153,13 @@ class TrainingLoader:
             self.position += 1
             yield batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the datamodule keeps the position. Its being there tells Lightning that the loader can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Stop the workers. A later pass starts new ones."""
         self._stream = None

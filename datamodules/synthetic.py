@@ -55,7 +55,7 @@ class SyntheticWorld(DataPreparation):
         test_clips: int = 20,
         frames: int = 12,
         size: int = 64,
-        things: tuple[int, int] = (4, 5),
+        things: tuple[int, int] = (3, 4),
         seed: int = 0,
     ) -> None:
         self.root = Path(root)

@@ -147,7 +147,7 @@ def draw_thing(rng: np.random.Generator, concept: Concept, size: int) -> Thing:
         concept=concept,
         x=rng.uniform(0.12, 0.88) * size,
         y=rng.uniform(0.12, 0.88) * size,
-        radius=rng.uniform(0.15, 0.25) * size,
+        radius=rng.uniform(0.18, 0.28) * size,
         angle=rng.uniform(0, 2 * np.pi),
         aspect=rng.uniform(0.85, 1.15),
         bright=colorsys.hsv_to_rgb(hue % 1, saturation, value),

@@ -31,6 +31,8 @@ NOISE = (  # of Lightning and torch, about nothing that a user of `ldis` can or 
     ".*treespec.*",
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen autoencoder
+    ".*The dirpath has changed from.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
 TIPS = ("💡 Tip", "TPU available", "HPU available", "Detected KeyboardInterrupt")  # `ldis` itself reports the last

@@ -47,5 +47,5 @@ class OneCycle(LearningRateSchedule):
             raise UserError("model.schedule: OneCycle needs an end of the run; set trainer.max_steps.")
         rise = max(1.0, self.warmup * total_steps)
         if step < rise:
-            return (step + 1) / rise
+            return min(1.0, (step + 1) / rise)  # `rise` need not be whole
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, total_steps - rise))))

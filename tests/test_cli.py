@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -115,40 +116,37 @@ def test_every_overlay_fits_the_quickstart(name: str) -> None:
     parse_fit(["--config", "configs/quickstart.yaml", "--config", name])
 
 
-def test_quickstart_ends_with_its_score_and_its_checkpoint_can_be_tested(
-    in_miniature_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def fitted(miniature_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny run of an ablation's config, which extends the quickstart; `shown.txt` is what it printed."""
+    folder = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patch, (folder / "shown.txt").open("w") as shown, redirect_stdout(shown):
+        patch.chdir(miniature_world)
+        assert main(["fit", "--config", "configs/ablation_masking.yaml", *tiny(folder)]) == 0
+    return folder
+
+
+def test_fit_ends_with_its_score(fitted: Path) -> None:
+    shown = (fitted / "shown.txt").read_text(encoding="utf-8")
+    assert all(word in shown for word in ("mIoU", "novel", ".png", "results.json"))
+    assert "test/novel/miou" in read_results(fitted)
+
+
+def test_a_saved_config_stands_alone_and_its_checkpoint_can_be_tested(
+    fitted: Path, in_miniature_world: Path, tmp_path: Path
 ) -> None:
-    assert main([*QUICKSTART, *tiny(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert "novel" in shown and "results.json" in shown and ".png" in shown
-    fitted = read_results(tmp_path)
-    assert "test/novel/miou" in fitted
-
-    (checkpoint,) = tmp_path.rglob("last.ckpt")
-    (saved,) = tmp_path.rglob("config.yaml")
-    assert main(["test", "--config", str(saved), "--ckpt_path", str(checkpoint), "--trainer.logger.save_dir",
-                 str(tmp_path / "again")]) == 0  # fmt: skip
-    assert read_results(tmp_path / "again") == pytest.approx(fitted, nan_ok=True)
+    (checkpoint,) = fitted.rglob("last.ckpt")
+    (saved,) = fitted.rglob("config.yaml")
+    assert yaml.safe_load(saved.read_text(encoding="utf-8"))["extends"] is None
+    options = ["--config", str(saved), "--ckpt_path", str(checkpoint), "--trainer.logger.save_dir", str(tmp_path)]
+    assert main(["test", *options]) == 0
+    assert read_results(tmp_path) == pytest.approx(read_results(fitted), nan_ok=True)
 
 
-def test_a_saved_config_stands_alone(in_miniature_world: Path, tmp_path: Path) -> None:
-    from ldis_lightning.lightning_cli import parse_fit
-
-    assert main(["fit", "--config", "configs/ablation_masking.yaml", *tiny(tmp_path), "--score_after_fit=false"]) == 0
-    (saved,) = tmp_path.rglob("config.yaml")
-    content = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    assert content["extends"] is None
-    _, config = parse_fit(["--config", str(saved)])
-    assert config.trainer.max_steps == 1
-
-
-def test_hyperparameters_of_a_checkpoint_do_not_override_the_command_line(
-    in_miniature_world: Path, tmp_path: Path
-) -> None:
+def test_hyperparameters_of_a_checkpoint_do_not_override_the_command_line(fitted: Path) -> None:
     from ldis_lightning.lightning_cli import LDISCLI
 
-    assert main([*QUICKSTART, *tiny(tmp_path), "--score_after_fit", "false"]) == 0
-    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    (checkpoint,) = fitted.rglob("last.ckpt")
     options = ["--config", "configs/quickstart.yaml", "--ckpt_path", str(checkpoint), "--model.optimizer.lr", "0.5"]
     config = LDISCLI("fit", options, run=False).config["fit"]
     assert config.model.init_args.optimizer.init_args.lr == 0.5
@@ -202,7 +200,7 @@ MISTAKES = {
         ["--model.instruction.pre_mask", "CrossAttentionMask"],
         "model.instruction.pre_mask: there is no PreMask called `CrossAttentionMask`",
     ),
-    "model": (["--model", "LDIS2"], "there is no LightningModule called `LDIS2`; did you mean `LDIS1`?"),
+    "model": (["--model", "LDIS2"], "there is no LightningModule called `LDIS2`; did you mean `LDIS"),
     "callback": (["--trainer.callbacks+", "Preview"], "did you mean `Previews`?"),
     "type": (["--trainer.max_steps", "many"], "trainer.max_steps: expected int, got `many`"),
     "checkpoint": (["--ckpt_path", "nowhere.ckpt"], "the checkpoint `nowhere.ckpt` does not exist"),
@@ -304,7 +302,8 @@ def test_a_mask_of_the_wrong_size(
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ldis_lightning", *QUICKSTART, "--data.batch_size", "0"]
+    config = "configs/autoencoder_tiny.yaml"
+    command = [sys.executable, "-m", "ldis_lightning", "fit", "--config", config, "--data.batch_size", "0"]
     root = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=120

@@ -117,7 +117,7 @@ class Perturbed(PseudoMask):
 
     `(1 - strength) M_v + strength n` with `n` standard normal clipped to [-1, 1]. Nobody knows the noise at decoding, so it
     stays in the picture. The sign of the logit is that of the mask wherever `(1 - strength) (high - low) > strength |n_1 - n_0|`,
-    and so everywhere while `strength <= (high - low) / (high - low + 2)`, which is 0.5 for the default values.
+    and so everywhere while `strength < (high - low) / (high - low + 2)`, which is 0.5 for the default values.
 
     Args:
         strength: share of the noise, in [0, 1).

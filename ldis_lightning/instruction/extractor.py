@@ -50,7 +50,7 @@ class InstructionExtractor(nn.Module):
         image, mask = image.flatten(0, 1), (mask.flatten(0, 1) == 1).float()  # (B*K, ...)
         if image.shape[-2:] != size:
             image = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
-            mask = F.interpolate(mask[:, None], size, mode="nearest")[:, 0]
+            mask = resize_masks(mask, size)
         prompt = self.pre_mask(image, mask)
         tokens, attention_mask = self.post_mask(self.encoder(prompt), prompt.mask)  # (B*K, T, C), (B*K, T)
         return Instruction(
@@ -70,3 +70,14 @@ class InstructionExtractor(nn.Module):
         return Instruction(
             tokens.repeat(1, repeats, 1).expand_as(like.tokens), attention_mask.repeat(1, repeats).expand_as(like.attention_mask)
         )
+
+
+def resize_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize masks nearest: (N, h, w) in {0, 1} -> (N, *size).
+
+    A mask that loses all its foreground in this way (a thin object) keeps every pixel that it touches instead; otherwise
+    post-masking could not tell it from an empty one.
+    """
+    nearest = F.interpolate(mask[:, None], size, mode="nearest")[:, 0]
+    touched = F.adaptive_max_pool2d(mask[:, None], size)[:, 0]
+    return torch.where(nearest.flatten(1).any(1)[:, None, None], nearest, touched)

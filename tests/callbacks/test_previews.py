@@ -73,10 +73,14 @@ class Oracle(pl.LightningModule):
 
 
 class Mute(Oracle):
-    """Returns a loss, as a module without masks would."""
+    """Returns what modules without masks return."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        return torch.zeros(())
+        return self.output
 
     test_step = validation_step
 
@@ -128,9 +132,10 @@ def test_tensorboard_gets_the_same_picture(tmp_path: Path) -> None:
         assert (image.width, image.height) == picture.size
 
 
-def test_a_module_without_logits_draws_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", [None, torch.zeros(()), {"loss": torch.zeros(())}])
+def test_a_module_without_logits_draws_nothing(tmp_path: Path, output: Any) -> None:
     previews = Previews()
-    make_trainer(tmp_path, previews).test(Mute(), datamodule=Batches(), verbose=False)
+    make_trainer(tmp_path, previews).test(Mute(output), datamodule=Batches(), verbose=False)
     assert previews.written == []
     assert not (tmp_path / "previews").exists()
 

@@ -86,6 +86,7 @@ def test_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     }
     assert content["per_class"] == {"seen": {"ring": 0.5, "star, large": 1.0}, "novel": {"3": 0.25}}
     assert content["episodes"] == {"seen": 2, "novel": 2}
+    assert content["manifests"] == {}
 
     with (tmp_path / "per_class.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
@@ -103,7 +104,7 @@ def test_a_module_without_episodes_still_writes_what_it_logged(
     run_test(tmp_path, Plain(), TwoSets())
     assert "mIoU" not in capsys.readouterr().out
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content == {"metrics": {"test/loss": 0.25}, "per_class": {}, "episodes": {}}
+    assert content == {"metrics": {"test/loss": 0.25}, "per_class": {}, "episodes": {}, "manifests": {}}
 
 
 def fake_trainer(folder: Path, **fields: Any) -> Any:
@@ -118,6 +119,18 @@ def test_nan_becomes_null_and_an_empty_field(tmp_path: Path) -> None:
     assert content["metrics"] == {"test/novel/fb_iou": None, "test/novel/miou": None}
     assert content["per_class"] == {"novel": {"7": None}}
     assert (tmp_path / "per_class.csv").read_text().splitlines()[1] == "novel,7,,"
+
+
+def test_the_hash_stands_only_beside_a_set_that_was_scored_completely(tmp_path: Path) -> None:
+    class Plan(list):
+        hash = "abc"
+
+    result = SetResult(0.5, 0.5, episodes=3, per_class={1: 0.5})
+    module: Any = SimpleNamespace(results={"test": {"all": result, "part": result, "unplanned": result}})
+    plans = {"all": Plan(range(3)), "part": Plan(range(4)), "unscored": Plan()}
+    trainer = fake_trainer(tmp_path, datamodule=SimpleNamespace(evaluation_plans=plans))
+    ResultTable().on_test_end(trainer, module)
+    assert json.loads((tmp_path / "results.json").read_text())["manifests"] == {"all": "abc"}
 
 
 def test_prints_where_the_pictures_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +156,15 @@ def test_classes_of_one_name_are_kept_apart() -> None:
         "tree": 0.3,
         "4": 0.4,
     }
+
+
+def test_a_reader_of_the_old_file_is_not_disturbed(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        write_atomically(path, lambda temporary: temporary.write_text("new"))
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

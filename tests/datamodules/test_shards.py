@@ -5,6 +5,7 @@ import struct
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +29,12 @@ def write(out: Path, images: int = 3, clips: int = 2, **settings) -> ShardIndex:
 
 
 def test_plain_webdataset_reads_images_and_clips(tmp_path):
-    import webdataset
+    from webdataset.compat import WebDataset
 
     index = write(tmp_path / "set")
     urls = [str(path) for path in index.shard_paths]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    dataset: Any = WebDataset(urls, shardshuffle=False)
+    samples = list(dataset.decode("pil"))
     assert [sample["__key__"] for sample in samples] == ["image0", "image1", "image2", "clip0", "clip1"]
     assert np.array_equal(np.asarray(samples[1]["png"].convert("L")), labels((0, 2, 255)))
     assert samples[1]["jpg"].size == (16, 12)
@@ -97,9 +99,38 @@ def test_overwrite_replaces_only_data_sets_of_ours(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "set"]
 
 
-def test_an_empty_folder_may_be_used_and_its_parents_are_made(tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert len(write(tmp_path / "empty")) == len(write(tmp_path / "x" / "y")) == 9
+def test_parents_are_made(tmp_path):
+    assert len(write(tmp_path / "x" / "y")) == 9
+
+
+def test_an_empty_folder_is_filled_and_stays_itself(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    before = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here")
+    assert len(write(Path("."))) == len(ShardIndex.open(tmp_path / "here")) == 9
+    assert (tmp_path / "here").stat().st_ino == before, "it may be mounted, or somebody's current folder"
+    names = sorted(path.name.partition("-")[0] for path in (tmp_path / "here").iterdir())
+    assert names == ["index", "index.json", "shard"]
+
+
+def test_an_empty_folder_stays_empty_after_an_exception(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "new", {}) as writer:
+        writer.add_image("a", jpg(), png())
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_first_of_two_writers_wins(tmp_path, exists):
+    if exists:
+        (tmp_path / "set").mkdir()
+    with pytest.raises(UserError, match="set"), ShardWriter(tmp_path / "set", "slow", {}) as slow:
+        slow.add_image("a", jpg(), png())
+        first = write(tmp_path / "other").hash
+        for path in (tmp_path / "other").iterdir():
+            (tmp_path / "set").mkdir(exist_ok=True)
+            path.rename(tmp_path / "set" / path.name)
+    assert ShardIndex.open(tmp_path / "set").hash == first
 
 
 def test_a_folder_that_cannot_be_made_is_a_users_mistake(tmp_path):
@@ -132,13 +163,13 @@ def test_keys_that_webdataset_would_garble_are_refused(tmp_path, key):
 
 @pytest.mark.parametrize("key", ["a", "dir/a", "größe-1", "k" * 180, "with space"])
 def test_other_keys_come_back(tmp_path, key):
-    import webdataset
+    from webdataset.compat import WebDataset
 
     with ShardWriter(tmp_path / "set", "keys", {}) as writer:
         writer.add_image(key, jpg(), png())
     index = ShardIndex.open(tmp_path / "set")
     assert index.key(0) == key
-    (sample,) = webdataset.WebDataset(str(index.shard_paths[0]), shardshuffle=False)
+    (sample,) = WebDataset(str(index.shard_paths[0]), shardshuffle=False)
     assert sample["__key__"] == key
     assert sample["png"] == png()
 

@@ -1,0 +1,120 @@
+import math
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from ldis_lightning.errors import UserError
+from ldis_lightning.latent import Autoencoder, PretrainedAutoencoder
+
+PICTURE = tiny.pictures(3, 3, 32, 32)
+SEED = torch.tensor([4, 5, 6])
+
+
+def distribution(autoencoder: Autoencoder, picture: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of q(z | x), from the encoder's own layers."""
+    with torch.no_grad():
+        moments = autoencoder.vae.quant_conv(autoencoder.vae.encoder(picture))  # pyright: ignore
+    mean, log_variance = moments.chunk(2, 1)
+    return mean, (0.5 * log_variance).exp()
+
+
+def tiny_autoencoder() -> Autoencoder:
+    with tiny.seeded():
+        return Autoencoder(
+            AutoencoderTiny(
+                encoder_block_out_channels=(4, 4, 4),
+                decoder_block_out_channels=(4, 4, 4),
+                num_encoder_blocks=(1, 1, 1),
+                num_decoder_blocks=(1, 1, 1),
+                scaling_factor=0.5,
+            )
+        )
+
+
+def test_latents_are_the_mode_times_the_scaling_factor() -> None:
+    autoencoder = tiny.autoencoder()
+    mean, _ = distribution(autoencoder, PICTURE)
+    torch.testing.assert_close(autoencoder.encode(PICTURE), 0.4 * mean)
+    assert torch.equal(autoencoder.encode(PICTURE, SEED), autoencoder.encode(PICTURE))  # sampling is off
+
+
+def test_decoding_divides_by_the_scaling_factor() -> None:
+    autoencoder = tiny.autoencoder()
+    latent = tiny.pictures(2, 4, 8, 8)
+    with torch.no_grad():
+        expected = autoencoder.vae.decoder(autoencoder.vae.post_quant_conv(latent / 0.4))  # pyright: ignore
+    torch.testing.assert_close(autoencoder.decode(latent), expected)
+
+
+def test_sampled_latents_follow_the_encoders_distribution() -> None:
+    autoencoder = tiny.autoencoder(sample=True)
+    picture = PICTURE[:1].expand(200, -1, -1, -1)
+    mean, deviation = distribution(autoencoder, PICTURE[:1])
+    noise = (autoencoder.encode(picture, torch.arange(200)) / 0.4 - mean) / deviation
+    n = noise.numel()
+    assert abs(float(noise.mean())) < 5 / math.sqrt(n)
+    assert abs(float(noise.var()) - 1) < 5 * math.sqrt(2 / n)
+    assert torch.equal(autoencoder.encode(PICTURE), tiny.autoencoder().encode(PICTURE))  # no seed, no sampling
+
+
+def test_a_sample_belongs_to_its_episode() -> None:
+    autoencoder = tiny.autoencoder(sample=True)
+    together = autoencoder.encode(PICTURE, SEED)
+    alone = torch.cat([autoencoder.encode(PICTURE[i : i + 1], SEED[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(together, autoencoder.encode(PICTURE, SEED + 1))
+
+
+@pytest.mark.parametrize("build", [tiny.autoencoder, tiny_autoencoder])
+def test_sizes(build) -> None:
+    autoencoder = build()
+    latent = autoencoder.encode(PICTURE)
+    assert (autoencoder.latent_channels, autoencoder.downsampling) == (4, 4)
+    assert latent.shape == (3, 4, 8, 8)
+    assert autoencoder.decode(latent).shape == PICTURE.shape
+
+
+def test_an_autoencoder_without_a_distribution() -> None:
+    autoencoder = tiny_autoencoder()
+    with torch.no_grad():
+        expected = 0.5 * autoencoder.vae.encoder(PICTURE)
+    torch.testing.assert_close(autoencoder.encode(PICTURE, SEED), expected)
+
+
+@pytest.mark.parametrize("build", [tiny.autoencoder, tiny_autoencoder])
+def test_it_is_frozen_but_gradients_flow_through_the_decoder(build) -> None:
+    autoencoder = build()
+    nn.Sequential(autoencoder).train()
+    assert not any(module.training for module in autoencoder.modules())
+    assert not any(weight.requires_grad for weight in autoencoder.parameters())
+    assert not autoencoder.encode(PICTURE.clone().requires_grad_()).requires_grad
+    latent = autoencoder.encode(PICTURE).requires_grad_()
+    autoencoder.decode(latent).square().sum().backward()
+    assert bool((latent.grad != 0).any())
+    assert all(weight.grad is None for weight in autoencoder.parameters())
+
+
+@pytest.mark.parametrize("build", [tiny.autoencoder, tiny_autoencoder])
+def test_saved_and_loaded_again(build, tmp_path: Path) -> None:
+    original = build()
+    original.vae.save_pretrained(tmp_path / "vae")
+    for loaded in (PretrainedAutoencoder(str(tmp_path), "vae"), PretrainedAutoencoder(str(tmp_path / "vae"), sample=True)):
+        assert type(loaded.vae) is type(original.vae)
+        assert torch.equal(loaded.encode(PICTURE), original.encode(PICTURE))
+        assert not any(weight.requires_grad for weight in loaded.parameters())
+    assert loaded.sample
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.autoencoder\.path: cannot load an autoencoder from"):
+        PretrainedAutoencoder(str(tmp_path))
+
+
+def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
+    tiny.autoencoder().vae.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(UserError, match=r"model\.autoencoder\.path"):
+        PretrainedAutoencoder(str(tmp_path))

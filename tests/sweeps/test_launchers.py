@@ -1,0 +1,118 @@
+"""Local runs: order, failures, live output, clean-up."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from ldis_lightning.sweeps.launchers import Job, Local, log_end
+
+
+class Script(Job):
+    """A job that runs its "config" as a Python script."""
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, str(self.config)]
+
+
+class Recorder:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.lines: set[str] = set()
+
+    def started(self, job: Job) -> None:
+        self.names.append(job.name)
+
+    def running(self, job: Job, line: str) -> None:
+        self.lines.add(line)
+
+
+def script(folder: Path, name: str, code: str) -> Script:
+    path = folder / f"{name}.py"
+    path.write_text(code, encoding="utf-8")
+    return Script(name, path, folder / "logs" / f"{name}.txt")
+
+
+def test_a_failure_stops_nothing_and_keeps_its_log(tmp_path: Path) -> None:
+    jobs = [
+        script(tmp_path, "bad", "import sys; print('what went wrong'); sys.exit(3)"),
+        script(tmp_path, "good", "import os; print('threads', os.environ['OMP_NUM_THREADS'])"),
+    ]
+    watcher = Recorder()
+    outcomes = list(Local(threads_per_job=2, poll_seconds=0.05).run(jobs, watcher))
+    assert [(outcome.job.name, outcome.status) for outcome in outcomes] == [("bad", 3), ("good", 0)]
+    assert watcher.names == ["bad", "good"]
+    assert log_end(jobs[0].log) == ["what went wrong"]
+    assert log_end(jobs[1].log) == ["threads 2"]
+
+
+def test_jobs_run_side_by_side(tmp_path: Path) -> None:
+    def meets(own: str, other: str) -> str:  # ends only when the other one runs at the same time
+        return (
+            f"import pathlib, time\npathlib.Path(r'{tmp_path}/{own}').touch()\n"
+            f"while not pathlib.Path(r'{tmp_path}/{other}').exists(): time.sleep(0.02)"
+        )
+
+    jobs = [script(tmp_path, "a", meets("a", "b")), script(tmp_path, "b", meets("b", "a"))]
+    outcomes = list(Local(jobs=2, poll_seconds=0.05).run(jobs, Recorder()))
+    assert {outcome.job.name: outcome.status for outcome in outcomes} == {"a": 0, "b": 0}
+
+
+def test_the_latest_line_of_a_progress_bar_is_shown(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    code = (
+        "import pathlib, sys, time\nsys.stdout.write('first\\n10%\\r\\x1b[32m20%\\x1b[0m\\r'); sys.stdout.flush()\n"
+        f"while not pathlib.Path(r'{seen}').exists(): time.sleep(0.02)"
+    )
+
+    class Waiting(Recorder):
+        def running(self, job: Job, line: str) -> None:
+            super().running(job, line)
+            if line == "20%":
+                seen.touch()
+
+    watcher = Waiting()
+    (outcome,) = Local(poll_seconds=0.05).run([script(tmp_path, "bar", code)], watcher)
+    assert outcome.status == 0
+    assert watcher.lines <= {"", "20%"}
+
+
+def test_what_was_started_is_ended_when_the_sweep_stops(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = f"import os, time\nopen(r'{pid}', 'w').write(str(os.getpid()))\nwhile True: time.sleep(0.1)"
+
+    class Stop(Exception):
+        pass
+
+    class Stopping(Recorder):
+        def running(self, job: Job, line: str) -> None:
+            if pid.is_file() and pid.read_text():
+                raise Stop
+
+    outcomes = Local(poll_seconds=0.05).run([script(tmp_path, "endless", code)], Stopping())
+    try:
+        next(outcomes)
+    except Stop:
+        pass
+    deadline = time.monotonic() + 20
+    while is_alive(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(int(pid.read_text()))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_job_is_a_plain_fit(tmp_path: Path) -> None:
+    job = Job("lost", tmp_path / "point.yaml", tmp_path / "log.txt")
+    (outcome,) = Local(poll_seconds=0.1).run([job], Recorder())
+    assert outcome.status == 2
+    assert any("point.yaml` does not exist" in line for line in log_end(job.log))
