@@ -54,7 +54,8 @@ def draw_episodes(episodes: list[EpisodePicture], title: str) -> Image.Image:
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, MARGIN - 4), title, fill=INK, font=_font(20))
     _draw_legend(pen, right=columns[-1] + side, y=MARGIN)
-    captions = ["reference", *[f"reference {k + 1}" for k in range(1, references)], "query", "truth", "prediction"]
+    prompts = ["reference"] if references == 1 else [f"reference {k + 1}" for k in range(references)]
+    captions = [*prompts, "query", "truth", "prediction"]
     for x, caption in zip(columns, captions, strict=True):
         pen.text((x + side // 2, top - 10), caption, fill=FAINT, font=_font(15), anchor="ms")
     for row, episode in enumerate(episodes):

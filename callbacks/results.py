@@ -63,7 +63,7 @@ def write_results(
 ) -> None:
     """Write everything as JSON, where NaN becomes null.
 
-    `{"metrics": {"test/<set>/miou": x}, "per_class": {set: {class: iou}}, "episodes": {set: n}, "manifests": {set: hash}}`
+    Keys: metrics {"test/<set>/miou": x}, per_class {set: {class: iou}}, episodes {set: n}, manifests {set: hash}.
     """
     metrics = dict(logged)
     for name, result in results.items():

@@ -47,9 +47,9 @@ class _Frame(NamedTuple):
 class ShardWriter:
     """Writes a data set into a folder of its own; use it in a `with` statement.
 
-    Everything goes into a hidden folder beside `out`, which takes the name `out` on a clean exit. Where `out` is an empty
-    folder, perhaps a mounted one, the hidden folder lies in it, and its files are moved up, the index last. An exception
-    leaves nothing behind.
+    Everything goes into a hidden folder beside `out`, which takes the name `out` on a clean exit. Where `out` is an
+    empty folder, perhaps a mounted one, the hidden folder lies in it, and its files are moved up, the index last. An
+    exception leaves nothing behind.
 
     Args:
         out: the folder to make. It may exist if it is empty.

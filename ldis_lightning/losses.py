@@ -116,9 +116,7 @@ class DiceCrossEntropy(AlignmentLoss):
         probability = torch.sigmoid(logits) * counted
         overlap = (probability * target).sum((1, 2))
         dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2)) + (target * counted).sum((1, 2)) + 1)  # (B,)
-        return alignment.mean_of_valid(
-            self.dice * dice + self.cross_entropy * _mean_of_counted(entropy, counted)
-        )
+        return alignment.mean_of_valid(self.dice * dice + self.cross_entropy * _mean_of_counted(entropy, counted))
 
 
 def _mean_of_counted(values: Tensor, counted: Tensor) -> Tensor:

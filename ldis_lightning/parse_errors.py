@@ -32,7 +32,7 @@ WRONG_VALUE = re.compile(r"Expected (?:an? )?(.+?)(?:\. Got value: (.*))?$")
 GIVEN = re.compile(r"Given value: (.*)")
 
 Configs = Mapping[Path, str]
-"""Text of each config file, in the order of reading. Read beforehand: jsonargparse changes the folder while it parses."""
+"""Text of each config file in the order of reading, read beforehand: jsonargparse changes folders while it parses."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ OVERLAY = {
         "devices": 1,
         "max_steps": 1,
         "val_check_interval": 1,
-        "limit_val_batches": 1,
-        "limit_test_batches": 1,
+        "limit_val_batches": 2,
+        "limit_test_batches": 2,
         "enable_progress_bar": False,
     },
     "data": {

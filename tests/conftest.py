@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # Tests run in two processes; with every process on all cores they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-MINIATURE = {"train_images": 24, "test_images": 12, "train_clips": 2, "test_clips": 2, "frames": 3}
+MINIATURE: dict[str, Any] = {"train_images": 24, "test_images": 12, "train_clips": 2, "test_clips": 2, "frames": 3}
 """Arguments of `SyntheticWorld` for a world that takes a second to draw."""
 
 

@@ -118,7 +118,7 @@ def test_every_overlay_fits_the_quickstart(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def fitted(miniature_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny run of an ablation's config, which extends the quickstart; `shown.txt` is what it printed."""
+    """A folder with a tiny run of an ablation's config, which extends the quickstart; `shown.txt` has its output."""
     folder = tmp_path_factory.mktemp("fitted")
     with pytest.MonkeyPatch.context() as patch, (folder / "shown.txt").open("w") as shown, redirect_stdout(shown):
         patch.chdir(miniature_world)
@@ -150,6 +150,18 @@ def test_hyperparameters_of_a_checkpoint_do_not_override_the_command_line(fitted
     options = ["--config", "configs/quickstart.yaml", "--ckpt_path", str(checkpoint), "--model.optimizer.lr", "0.5"]
     config = LDISCLI("fit", options, run=False).config["fit"]
     assert config.model.init_args.optimizer.init_args.lr == 0.5
+
+
+def test_one_batch_is_not_all_of_them() -> None:
+    # `int | float` and `float | int` are one to the cache of typing: who writes one first decides what `1` becomes, and
+    # 1.0 means all batches. So Lightning must be imported early, and only a process of its own can tell.
+    code = (
+        "from ldis_lightning.lightning_cli import parse_fit\n"
+        "options = ['--config', 'configs/quickstart.yaml', '--trainer.limit_val_batches', '1']\n"
+        "print(repr(parse_fit(options)[1].trainer.limit_val_batches))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1"
 
 
 def test_the_seed_reaches_the_data() -> None:
@@ -282,8 +294,8 @@ def test_a_mask_of_the_wrong_size(
     from io import BytesIO
 
     import numpy as np
-    import webdataset
     from PIL import Image
+    from webdataset.writer import TarWriter
 
     folder = tmp_path / "wrong"
     folder.mkdir()
@@ -291,7 +303,7 @@ def test_a_mask_of_the_wrong_size(
     Image.new("RGB", (64, 64)).save(jpg, "JPEG")
     png = BytesIO()
     Image.fromarray(np.ones((32, 32), np.uint8)).save(png, "PNG")
-    with webdataset.TarWriter(str(folder / "shard-00000.tar")) as writer:
+    with TarWriter(str(folder / "shard-00000.tar")) as writer:
         for key in ("one", "two"):
             writer.write({"__key__": key, "jpg": jpg.getvalue(), "png": png.getvalue()})
     if main(["data", "index", str(folder)]) == 2:  # found when indexing

@@ -100,7 +100,9 @@ def test_ignored_pixels_count_nowhere(loss: AlignmentLoss) -> None:
     latent = tiny.pictures(3, 4, 2, 2, seed=1)
     changed = latent.clone()
     changed[:, :, 0, 0] += 3
-    assert float(loss(make_alignment(mask=mask, latent=latent))) == float(loss(make_alignment(mask=mask, latent=changed)))
+    assert float(loss(make_alignment(mask=mask, latent=latent))) == float(
+        loss(make_alignment(mask=mask, latent=changed))
+    )
     assert float(loss(make_alignment(mask=mask, latent=latent))) != float(loss(make_alignment(latent=latent)))
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 
 from ldis_lightning.alignment import Augmented, Vanilla
@@ -46,17 +46,17 @@ def stable_diffusion_abar() -> Tensor:
 
 def autoencoder(sample: bool = False) -> Autoencoder:
     """Factor 4, 4 latent channels, and a scaling factor that no test can overlook."""
+    config: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (4, 4, 8),
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "mid_block_add_attention": False,
+        "scaling_factor": 0.4,
+    }
     with seeded():
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(4, 4, 8),
-            latent_channels=4,
-            norm_num_groups=4,
-            mid_block_add_attention=False,
-            scaling_factor=0.4,
-        )
-    return Autoencoder(vae, sample)
+        return Autoencoder(AutoencoderKL(**config), sample)
 
 
 def prompt_encoder(trainable: bool = True, **model_args: Any) -> TimmPromptEncoder:

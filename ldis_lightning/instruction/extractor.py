@@ -68,7 +68,8 @@ class InstructionExtractor(nn.Module):
         tokens, attention_mask = self(blank, torch.ones(1, 1, size, size, dtype=torch.uint8, device=blank.device))
         repeats = like.tokens.shape[1] // tokens.shape[1]
         return Instruction(
-            tokens.repeat(1, repeats, 1).expand_as(like.tokens), attention_mask.repeat(1, repeats).expand_as(like.attention_mask)
+            tokens.repeat(1, repeats, 1).expand_as(like.tokens),
+            attention_mask.repeat(1, repeats).expand_as(like.attention_mask),
         )
 
 

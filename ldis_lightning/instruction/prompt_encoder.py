@@ -94,7 +94,9 @@ def _create_vit(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.M
     vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args)
     patch = getattr(vit, "patch_embed", None)
     if not isinstance(getattr(patch, "proj", None), nn.Conv2d):
-        raise UserError(f"model.instruction.encoder.name: '{name}' has no patch convolution; name a vision transformer.")
+        raise UserError(
+            f"model.instruction.encoder.name: '{name}' has no patch convolution; name a vision transformer."
+        )
     if patch.grid_size[0] != patch.grid_size[1]:
         raise UserError(f"model.instruction.encoder: the token grid of '{name}' is {patch.grid_size}, not square.")
     return vit

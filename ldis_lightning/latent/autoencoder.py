@@ -89,9 +89,12 @@ class PretrainedAutoencoder(Autoencoder):
 
     def __init__(self, path: str, subfolder: str | None = None, sample: bool = False) -> None:
         try:
-            config = AutoencoderKL.load_config(path, subfolder=subfolder)
+            local = Path(path).is_absolute()  # a hub id never is: do not look for a missing folder on the hub
+            config = AutoencoderKL.load_config(path, subfolder=subfolder, local_files_only=local)
             kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL  # pyright: ignore
-            vae = kind.from_pretrained(path, subfolder=subfolder, use_safetensors=True)
+            vae = kind.from_pretrained(
+                path, subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=local
+            ).float()
         except (OSError, ValueError) as error:
             raise UserError(f"model.autoencoder.path: cannot load an autoencoder from '{path}': {error}") from error
         super().__init__(vae, sample)

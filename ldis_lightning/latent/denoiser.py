@@ -85,7 +85,9 @@ class PretrainedUNet(Denoiser):
             UserError: there is nothing loadable at `path`, or its latents have another number of channels.
         """
         try:
-            unet = UNet2DConditionModel.from_pretrained(self.path, subfolder=self.subfolder, use_safetensors=True)
+            unet = UNet2DConditionModel.from_pretrained(
+                self.path, subfolder=self.subfolder, use_safetensors=True, low_cpu_mem_usage=False
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"model.denoiser.path: cannot load a U-Net from '{self.path}': {error}") from error
         if unet.config["out_channels"] != latent_channels:

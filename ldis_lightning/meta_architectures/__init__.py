@@ -5,4 +5,12 @@ from ldis_lightning.meta_architectures.base import EpisodeModule, InContextSegme
 from ldis_lightning.meta_architectures.ldis1 import LDIS1
 from ldis_lightning.meta_architectures.ldisn import ConditionDropout, DualGuidance, LDISn
 
-__all__ = ["LDIS1", "AutoencoderTrainer", "ConditionDropout", "DualGuidance", "EpisodeModule", "InContextSegmenter", "LDISn"]
+__all__ = [
+    "LDIS1",
+    "AutoencoderTrainer",
+    "ConditionDropout",
+    "DualGuidance",
+    "EpisodeModule",
+    "InContextSegmenter",
+    "LDISn",
+]

@@ -67,7 +67,7 @@ class LDIS1(InContextSegmenter):
         return self.denoise(latent, self.timestep, instruction)
 
     def training_loss(self, batch: EpisodeBatch) -> dict[str, Tensor]:
-        """The weighted sum of the losses, and each by its class name."""
+        """The weighted sum of the losses, and each by its class name (the last of a class)."""
         query, mask, seed = batch["query_image"], batch["query_mask"], batch["seed"]
         picture = self.pseudo_mask.encode(mask, query, seed)  # (B, 3, H, W)
         alignment = Alignment(
@@ -79,9 +79,9 @@ class LDIS1(InContextSegmenter):
             decode=self.autoencoder.decode,
             to_logits=lambda decoded: self.pseudo_mask.logits(decoded, query),
         )
-        terms = {type(loss).__name__: loss(alignment) for loss in self.losses}
-        total = torch.stack([loss.weight * terms[type(loss).__name__] for loss in self.losses]).sum()  # pyright: ignore
-        return {"loss": total, **terms}
+        values = [loss(alignment) for loss in self.losses]
+        total = torch.stack([loss.weight * value for loss, value in zip(self.losses, values, strict=True)]).sum()  # pyright: ignore
+        return {"loss": total, **{type(loss).__name__: value for loss, value in zip(self.losses, values, strict=True)}}
 
     def predict_logits(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
         """See `InContextSegmenter`."""

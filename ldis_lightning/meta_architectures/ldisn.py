@@ -151,7 +151,9 @@ class LDISn(InContextSegmenter):
         noisy = signal * clean + sigma * noise
         instruction, latent = self.drop_conditions(self.encode_references(batch), self.encode_query(query), seed)
         prediction = self.denoise(torch.cat([noisy, latent], 1), timestep, instruction)
-        target = {"epsilon": noise, "v_prediction": signal * noise - sigma * clean, "sample": clean}[self.prediction_type]
+        target = {"epsilon": noise, "v_prediction": signal * noise - sigma * clean, "sample": clean}[
+            self.prediction_type
+        ]
         error = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)  # (B,)
         weight = batch["valid"].to(error)
         return {"loss": (error * weight).sum() / weight.sum().clamp_min(1)}

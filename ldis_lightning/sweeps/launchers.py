@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import ldis_lightning
-
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -96,10 +94,15 @@ class Local(Launcher):
 
     def _environment(self) -> dict[str, str]:
         """This process's, with the thread count, live output, and this very package importable (a bare checkout)."""
-        root = str(Path(ldis_lightning.__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         path = os.environ.get("PYTHONPATH")
         threads = str(self.threads_per_job)
-        return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+        return {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root,
+        }
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The table of a sweep: mean and interval of the metric over seeds at each point, on the screen, as CSV, as Markdown."""
+"""The table of a sweep: mean and interval of the metric over seeds at each point; on the screen, CSV and Markdown."""
 
 import csv
 import math

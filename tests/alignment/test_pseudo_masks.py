@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def queries(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask, image and seed of two queries: uniform pictures, pictures of extremes only, constant ones; masks of any density."""
+    """Mask, image and seed of two queries: uniform pictures, extremes only, constant, adverse; any density of mask."""
     seed = draw(seeds)
     with tiny.seeded(seed):
         image = torch.rand(2, 3, 9, 7) * 2 - 1
@@ -108,7 +108,9 @@ def test_perturbed_mixes_in_noise_of_the_episode() -> None:
 
 @given(query=queries(), gamma=st.floats(0, 0.9), span=values)
 @settings(max_examples=100, deadline=None)
-def test_logits_of_encode_is_the_mask(query: tuple[Tensor, Tensor, Tensor], gamma: float, span: tuple[float, float]) -> None:
+def test_logits_of_encode_is_the_mask(
+    query: tuple[Tensor, Tensor, Tensor], gamma: float, span: tuple[float, float]
+) -> None:
     assert decodes_exactly(Vanilla(*span), *query)
     assert decodes_exactly(Augmented(gamma, *span), *query)
     assert decodes_exactly(Additive(1.1 + 10 * gamma, *span), *query)

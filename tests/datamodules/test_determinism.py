@@ -17,6 +17,10 @@ from ldis_lightning.datamodules.pairing import AcrossImages, WithinClip
 from ldis_lightning.datamodules.source import EpisodeSource
 from ldis_lightning.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # more workers than this machine has cores
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -74,11 +78,18 @@ def test_lightning_trains_on_the_stream(folder: Path, expected: list) -> None:
 
 
 @pytest.mark.parametrize("stop", [3, 5, 6, 10])  # inside and at the end of epochs of five batches
-@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize(
+    "validation",
+    [
+        {"limit_val_batches": 0},
+        {},  # after each epoch
+        {"val_check_interval": 4, "check_val_every_n_epoch": None},  # by steps
+    ],
+)
 def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(
-    folder: Path, tmp_path: Path, stop: int, validate: bool
+    folder: Path, tmp_path: Path, stop: int, validation: dict[str, Any]
 ) -> None:
-    settings: dict[str, Any] = {"max_steps": 12} if validate else {"max_steps": 12, "limit_val_batches": 0}
+    settings = {"max_steps": 12, **validation}
     whole = Recorder()
     saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=stop, save_top_k=-1)
     trainer([saving], **settings).fit(whole, datamodule(folder))
@@ -154,7 +165,7 @@ def test_two_ranks_share_the_batches_of_one(folder: Path, tmp_path: Path) -> Non
     trainer(max_steps=7, val_check_interval=3).fit(model, data)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(Path(__file__).with_name("recorder.py")), str(folder), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     together = [

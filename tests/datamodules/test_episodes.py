@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from recorder import Recorder, datamodule, trainer
 from tiny_sets import CLASSES, encode, mixed_contents, picture, write_clips, write_images
 
+from ldis_lightning import datamodules
 from ldis_lightning.datamodules import DataPreparation, EpisodeDataModule, EpisodeSource
 from ldis_lightning.datamodules.augment import Photometric
 from ldis_lightning.datamodules.geometry import RandomCrop, WholePicture
@@ -257,7 +258,7 @@ def test_a_saved_config_is_the_same_config() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(EpisodeDataModule, "data")
     config = parser.parse_object({"data": {"train": {"shards": "a"}, "evaluation": {"novel": {"shards": "b"}}}})
-    saved = parser.dump(config, skip_none=False)
+    saved = parser.dump(config)
     assert "Unable" not in saved
     assert parser.parse_string(saved) == config
 
@@ -285,13 +286,13 @@ def test_the_default_rules_are_the_named_ones(folder: Path) -> None:
 
 
 def test_public_names_and_start_up() -> None:
+    assert all(getattr(datamodules, name).__name__ == name for name in datamodules.__all__)
     root = Path(__file__).resolve().parents[2]
     code = (
         "import sys, ldis_lightning.datamodules as d\n"
         "d.TrainingPlan, d.ShardWriter, d.RandomCrop\n"
         "import ldis_lightning.datamodules.stream\n"
         "assert 'lightning' not in sys.modules\n"
-        "assert all(getattr(d, name).__name__ == name for name in d.__all__)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
     done = subprocess.run([sys.executable, "-c", "import datamodules"], cwd=root, capture_output=True, text=True)

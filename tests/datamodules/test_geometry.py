@@ -29,6 +29,7 @@ def with_object(shape: tuple[int, int], y: int, x: int) -> Picture:
     return Picture(np.repeat(labels[..., None] * 30, 3, axis=-1), labels)
 
 
+@settings(deadline=None)
 @given(shape=shapes, size=st.integers(1, 64))
 def test_fit_square_keeps_the_shape_and_pads(shape: tuple[int, int], size: int) -> None:
     crop = fit_square(shape, size)
@@ -54,6 +55,7 @@ def test_a_picture_of_the_right_size_is_untouched() -> None:
     assert np.array_equal(labels, picture.labels)
 
 
+@settings(deadline=None)
 @given(
     shape=shapes,
     scaled=st.tuples(st.integers(1, 120), st.integers(1, 120)),
@@ -81,6 +83,7 @@ def test_image_and_labels_stay_aligned(scale: int) -> None:
     )  # interpolation between rows that differ by 2
 
 
+@settings(deadline=None)
 @given(shape=shapes, y=st.integers(0, 89), x=st.integers(0, 89), size=st.integers(1, 40))
 def test_a_thin_object_survives_scaling(shape: tuple[int, int], y: int, x: int, size: int) -> None:
     labels = with_object(shape, y, x).labels
@@ -92,7 +95,7 @@ def test_a_thin_object_survives_scaling(shape: tuple[int, int], y: int, x: int, 
     assert abs((columns[0] + 0.5) * shape[1] / crop.width - (x % shape[1] + 0.5)) <= max(1, shape[1] / crop.width)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @pytest.mark.parametrize("geometry", [WholePicture(), RandomCrop(), RandomCrop(tries=0), RandomCrop(tries=1)])
 @given(shape=shapes, y=st.integers(0, 89), x=st.integers(0, 89), size=st.integers(1, 40), seed=st.integers(0, 2**63))
 def test_the_concept_is_never_lost(

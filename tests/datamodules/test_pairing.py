@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, Members, Pairing, WithinClip
@@ -16,12 +16,14 @@ def members(draw: st.DrawFn) -> Members:
 
 
 @pytest.mark.parametrize("pairing", [AcrossImages(), WithinClip(), FirstFrame()])
+@settings(deadline=None)
 @given(members=members())
 def test_eligible_is_having_a_candidate(pairing: Pairing, members: Members) -> None:
     assert np.array_equal(pairing.eligible(members), Pairing.eligible(pairing, members))
 
 
 @pytest.mark.parametrize("pairing", [AcrossImages(), WithinClip(), FirstFrame()])
+@settings(deadline=None)
 @given(members=members())
 def test_candidates_are_other_members(pairing: Pairing, members: Members) -> None:
     for query in (members[i] for i in range(len(members))):

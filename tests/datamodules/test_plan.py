@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_sets import mixed_contents, write_clips, write_images
 
@@ -193,6 +193,7 @@ def test_cap_and_subset_are_even_parts_of_the_list(images: ShardIndex) -> None:
     assert whole.subset(None).episodes == whole.subset(100).episodes == whole.episodes
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 1000), wanted=st.integers(1, 1000), seed=st.integers(0, 2**40))
 def test_even_subset_has_different_places_in_range(count: int, wanted: int, seed: int) -> None:
     places = even_subset(count, wanted, seed)
@@ -201,6 +202,7 @@ def test_even_subset_has_different_places_in_range(count: int, wanted: int, seed
     assert places.max() < count
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(1, 20),
     draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=30),

@@ -1,16 +1,16 @@
 import copy
 import math
-import os
+import multiprocessing
 import pickle
-import subprocess
-import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -221,57 +221,32 @@ def test_logits_and_other_shapes_are_refused(prediction: Tensor, target: Tensor)
         EpisodeIoU().update(prediction, target, 1)
 
 
-# Run by two processes: each adds every second episode, then all print what they agree on.
-_RANK_PROGRAM = """
-import os, sys
-import numpy as np, torch, torch.distributed as dist
-from datetime import timedelta
-from ldis_lightning.evaluation.metrics import EpisodeIoU
-
-rank = int(sys.argv[1])
-store = "file://" + sys.argv[2]
-dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=90))
-data = np.load(sys.argv[3], allow_pickle=False)
-metric = EpisodeIoU()
-for i in range(rank, len(data["valid"]), 2):
-    metric.update_batch(*(torch.from_numpy(data[k][i : i + 1]) for k in ("prediction", "target", "class_id", "valid")))
-before = repr(metric.result())  # must not disturb what is computed or added afterwards
-computed = {name: value.item() for name, value in metric.compute().items()}
-print(repr((before, repr(metric.result()), computed)))
-dist.destroy_process_group()
-"""
+def _rank(rank: int, store: str, episodes: list[Episode], answers: Any) -> None:
+    """One of two processes: adds every second episode and sends what both should agree on."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=100), world_size=2, rank=rank)
+    metric = EpisodeIoU()
+    for episode in episodes[rank::2]:
+        metric.update_batch(*batched([episode]))
+    before = metric.result()  # must disturb neither what is computed nor what is added afterwards
+    computed = {name: value.item() for name, value in metric.compute().items()}
+    answers.put((repr(before), repr(metric.result()), computed))
+    dist.destroy_process_group()
 
 
 def test_two_processes_agree_with_one_to_the_last_bit(tmp_path: Path) -> None:
-    prediction, target, class_id, valid = batched(random_episodes(seed=3, count=7, height=9, width=5))
-    episodes = {"prediction": prediction, "target": target, "class_id": class_id, "valid": valid}
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in episodes.items()}
-    np.savez(tmp_path / "episodes.npz", **arrays)
+    episodes = random_episodes(seed=3, count=7, height=9, width=5)
     alone = EpisodeIoU()
-    alone.update_batch(**episodes)
-    expected = repr(alone.result())
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _RANK_PROGRAM,
-                str(rank),
-                str(tmp_path / "store"),
-                str(tmp_path / "episodes.npz"),
-            ],
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    alone.update_batch(*batched(episodes))
+    expected = (repr(alone.result()), repr(alone.result()), {k: v.item() for k, v in alone.compute().items()})
+    context = multiprocessing.get_context("fork")  # spawned processes would import torch again
+    answers = context.Queue()
+    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path / "store"), episodes, answers)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
     try:
-        printed = [process.communicate(timeout=120)[0] for process in ranks]
+        assert [answers.get(timeout=120), answers.get(timeout=120)] == [expected] * 2
     finally:
         for process in ranks:
             process.kill()
-    computed = {name: value.item() for name, value in alone.compute().items()}
-    assert printed == [f"{(expected, expected, computed)!r}\n"] * 2
+            process.join()

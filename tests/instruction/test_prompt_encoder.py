@@ -12,6 +12,7 @@ from ldis_lightning.instruction import TimmPromptEncoder
 from ldis_lightning.instruction.pre_masks import Prompt
 
 SIZE = tiny.PROMPT
+SIZES: dict[str, Any] = {"img_size": SIZE, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
 
 
 def prompt(count: int = 2, seed: int = 0) -> Prompt:
@@ -21,9 +22,8 @@ def prompt(count: int = 2, seed: int = 0) -> Prompt:
 
 def plain_vit(**changes: Any) -> Any:
     """timm's own transformer of three channels, whose class and position embeddings are not zero."""
-    sizes = {"img_size": SIZE, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
     with tiny.seeded(4):
-        vit: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, **(sizes | changes))
+        vit: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, **(SIZES | changes))
         for embedding in (vit.cls_token, vit.pos_embed):
             nn.init.normal_(embedding)
     return vit
@@ -43,23 +43,25 @@ def pretrained(monkeypatch: pytest.MonkeyPatch) -> tuple[TimmPromptEncoder, nn.M
 
     original = plain_vit()
     monkeypatch.setattr(timm, "create_model", load)
-    sizes = {"img_size": SIZE, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
-    encoder = TimmPromptEncoder(pretrained=True, trainable=False, model_args=sizes)
+    encoder = TimmPromptEncoder(pretrained=True, trainable=False, model_args=SIZES)
     assert asked == {"pretrained": True}
     return encoder, original.eval()
 
 
-def patch_embedding(encoder: TimmPromptEncoder, given: Prompt) -> tuple[Tensor, Tensor]:
+def patch_embedding(encoder: Any, given: Prompt) -> tuple[Tensor, Tensor]:
     """Input and output of the patch convolution."""
     seen = {}
-    handle = encoder.vit.patch_embed.proj.register_forward_hook(lambda _, inputs, output: seen.update(x=inputs[0], y=output))
+    handle = encoder.vit.patch_embed.proj.register_forward_hook(
+        lambda _, inputs, output: seen.update(x=inputs[0], y=output)
+    )
     encoder(given)
     handle.remove()
     return seen["x"], seen["y"]
 
 
 def test_the_patch_convolution_is_alpha_clips_sum_of_two() -> None:
-    encoder, given = tiny.prompt_encoder(), prompt()
+    encoder: Any = tiny.prompt_encoder()
+    given = prompt()
     channels, embedded = patch_embedding(encoder, given)
     weight, bias = encoder.vit.patch_embed.proj.weight, encoder.vit.patch_embed.proj.bias
     assert weight.shape == (8, 4, 4, 4)
@@ -90,7 +92,8 @@ def test_widening_leaves_a_pretrained_encoder_as_it_was(pretrained: tuple[TimmPr
 
 
 def test_class_and_register_tokens_are_dropped() -> None:
-    encoder, given = tiny.prompt_encoder(reg_tokens=3), prompt()
+    encoder: Any = tiny.prompt_encoder(reg_tokens=3)
+    given = prompt()
     with torch.no_grad():
         every = encoder.vit.forward_features(patch_embedding(encoder, given)[0])
         tokens = encoder(given)
@@ -112,10 +115,7 @@ def test_tokens_go_row_by_row() -> None:
 def test_without_the_final_norm_tokens_are_the_last_layers() -> None:
     normed = tiny.prompt_encoder()
     with tiny.seeded(1):
-        raw = TimmPromptEncoder(
-            final_norm=False,
-            model_args={"img_size": SIZE, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2},
-        )
+        raw = TimmPromptEncoder(final_norm=False, model_args=SIZES)
     given = prompt()
     torch.testing.assert_close(normed(given), F.layer_norm(raw(given), (8,), eps=1e-6), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(normed(given), raw(given), atol=1e-2)
@@ -134,7 +134,7 @@ def test_a_frozen_encoder_has_no_gradient_and_stays_in_evaluation_mode() -> None
 
 
 def test_a_trainable_encoder_learns_every_weight() -> None:
-    encoder = tiny.prompt_encoder().train()
+    encoder: Any = tiny.prompt_encoder().train()
     assert encoder.vit.training
     (encoder(prompt()) * tiny.pictures(2, 16, 8, seed=3)).sum().backward()
     without = [name for name, weight in encoder.named_parameters() if weight.grad is None]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from ldis_lightning.errors import UserError
@@ -102,7 +102,10 @@ def test_it_is_frozen_but_gradients_flow_through_the_decoder(build) -> None:
 def test_saved_and_loaded_again(build, tmp_path: Path) -> None:
     original = build()
     original.vae.save_pretrained(tmp_path / "vae")
-    for loaded in (PretrainedAutoencoder(str(tmp_path), "vae"), PretrainedAutoencoder(str(tmp_path / "vae"), sample=True)):
+    for loaded in (
+        PretrainedAutoencoder(str(tmp_path), "vae"),
+        PretrainedAutoencoder(str(tmp_path / "vae"), sample=True),
+    ):
         assert type(loaded.vae) is type(original.vae)
         assert torch.equal(loaded.encode(PICTURE), original.encode(PICTURE))
         assert not any(weight.requires_grad for weight in loaded.parameters())

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from ldis_lightning.errors import UserError
@@ -78,7 +78,7 @@ def test_pretrained_weights_are_kept_and_get_a_projection(tmp_path: Path) -> Non
     original = save_unet(tmp_path)
     unet = PretrainedUNet(str(tmp_path), "unet").build(4, 6)
     tokens = tiny.pictures(2, 5, 6)
-    projected = unet.encoder_hid_proj(tokens)
+    projected = unet.encoder_hid_proj(tokens)  # pyright: ignore[reportOptionalCall]
     assert projected.shape == (2, 5, 8)
     assert torch.equal(denoised(unet, LATENT, tokens), denoised(original, LATENT, projected))
 
@@ -87,7 +87,8 @@ def test_a_fitting_projection_is_kept(tmp_path: Path) -> None:
     original = save_unet(tmp_path, encoder_hid_dim=8, encoder_hid_dim_type="text_proj")
     unet = PretrainedUNet(str(tmp_path / "unet")).build(4, 8)
     assert torch.equal(denoised(unet), denoised(original))
-    assert PretrainedUNet(str(tmp_path / "unet")).build(4, 9).encoder_hid_proj.in_features == 9
+    other = PretrainedUNet(str(tmp_path / "unet")).build(4, 9).encoder_hid_proj
+    assert isinstance(other, nn.Linear) and other.in_features == 9
 
 
 def test_latents_of_another_width_are_refused(tmp_path: Path) -> None:

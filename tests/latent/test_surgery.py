@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import tiny
 import torch
@@ -6,9 +8,10 @@ from torch import nn
 from ldis_lightning.latent import widen_input
 
 
-def convolution(**changes) -> nn.Conv2d:
+def convolution(**changes: Any) -> nn.Conv2d:
+    shape: dict[str, Any] = {"kernel_size": 3, "padding": 1}
     with tiny.seeded():
-        return nn.Conv2d(3, 5, **({"kernel_size": 3, "padding": 1} | changes))
+        return nn.Conv2d(3, 5, **(shape | changes))
 
 
 @pytest.mark.parametrize(

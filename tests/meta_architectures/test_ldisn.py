@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 
 from ldis_lightning.errors import UserError
@@ -24,7 +24,9 @@ def watch(module: LDISn) -> list[dict[str, Any]]:
     """Fills with input, timestep and output of every call of the U-Net."""
     calls: list[dict[str, Any]] = []
     module.unet.register_forward_hook(
-        lambda _, args, kwargs, output: calls.append({"latent": args[0], "timestep": args[1], "output": output[0]} | kwargs),
+        lambda _, args, kwargs, output: calls.append(
+            {"latent": args[0], "timestep": args[1], "output": output[0]} | kwargs
+        ),
         with_kwargs=True,
     )
     return calls

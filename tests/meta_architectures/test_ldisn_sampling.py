@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    DDPMScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    DPMSolverMultistepScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    EulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+)
 from torch import Tensor
 
 from ldis_lightning.instruction import Instruction

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from ldis_lightning.sweeps.launchers import Job, Local, log_end
 
 
@@ -93,10 +95,8 @@ def test_what_was_started_is_ended_when_the_sweep_stops(tmp_path: Path) -> None:
                 raise Stop
 
     outcomes = Local(poll_seconds=0.05).run([script(tmp_path, "endless", code)], Stopping())
-    try:
+    with pytest.raises(Stop):
         next(outcomes)
-    except Stop:
-        pass
     deadline = time.monotonic() + 20
     while is_alive(int(pid.read_text())) and time.monotonic() < deadline:
         time.sleep(0.05)
