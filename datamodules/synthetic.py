@@ -1,4 +1,4 @@
-"""The synthetic world as real shards: pictures and clips of train concepts, and of novel ones that no training shard shows."""
+"""The synthetic world as real shards: pictures and clips of train concepts, and of novel ones."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ NOVEL = [concept for concept in CONCEPTS if concept.novel]
 class SyntheticWorld(DataPreparation):
     """Writes the synthetic world into a folder, unless it is there already.
 
-    The data sets, each with its index: `images/train` and `clips/train` of train concepts, `images/seen` and `clips/seen` of the
-    same concepts in other pictures, `images/novel` and `clips/novel` of concepts that appear in no other set. The same arguments
-    give the same bytes.
+    The data sets, each with its index: `images/train` and `clips/train` of train concepts, `images/seen` and
+    `clips/seen` of the same concepts in other pictures, `images/novel` and `clips/novel` of concepts that appear in no
+    other set. The same arguments give the same bytes.
 
     Args:
         root: folder to write to.

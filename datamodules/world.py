@@ -1,8 +1,8 @@
 """The synthetic world: pictures and clips of coloured, textured things, with exact label maps.
 
-A concept is a combination of a shape family, a texture and a hue. A picture shows several things of different concepts that
-occlude each other on a textured background, so that nothing but the reference says which of them is meant. This file draws;
-`synthetic.py` writes what it draws as shards.
+A concept is a combination of a shape family, a texture and a hue. A picture shows several things of different concepts
+that occlude each other on a textured background, so that nothing but the reference says which of them is meant. This
+file draws; `synthetic.py` writes what it draws as shards.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ def draw_background(rng: np.random.Generator, size: int) -> Floats:
     )
     for _ in range(2):
         frequency, phase = rng.uniform(-6, 6, 2), rng.uniform(0, 2 * np.pi)
-        picture += rng.uniform(0.02, 0.07) * np.sin(2 * np.pi * (frequency[0] * x + frequency[1] * y) + phase)[..., None]
+        picture += (
+            rng.uniform(0.02, 0.07) * np.sin(2 * np.pi * (frequency[0] * x + frequency[1] * y) + phase)[..., None]
+        )
     picture += rng.normal(0, 0.015, picture.shape)
     return picture.clip(0, 1).astype(np.float32)
 
@@ -158,8 +160,8 @@ def draw_thing(rng: np.random.Generator, concept: Concept, size: int) -> Thing:
 def draw_scene(rng: np.random.Generator, concepts: list[Concept], size: int, things: tuple[int, int]) -> Scene:
     """A scene of `things[0]` to `things[1]` things, all of different concepts out of `concepts`.
 
-    A thing is placed where it covers at most a third of any other, in up to twenty tries; so things occlude each other but
-    seldom vanish.
+    A thing is placed where it covers at most a third of any other, in up to twenty tries; so things occlude each other
+    but seldom vanish.
     """
     chosen = rng.choice(len(concepts), int(rng.integers(things[0], things[1] + 1)), replace=False)
     placed: list[Thing] = []
@@ -176,8 +178,8 @@ def render(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Paint a scene.
 
     Returns:
-        Picture (H, W, 3) uint8 RGB and label map (H, W) uint8 (0 background, else `Concept.class_id`). The picture's outlines
-        are smoothed over one pixel; the label map is the exact inside.
+        Picture (H, W, 3) uint8 RGB and label map (H, W) uint8 (0 background, else `Concept.class_id`). The picture's
+        outlines are smoothed over one pixel; the label map is the exact inside.
     """
     picture = scene.background.copy()  # (H, W, 3)
     height, width = picture.shape[:2]

@@ -1,8 +1,11 @@
 """The batch contract between the data side and the model side."""
 
-from typing import NotRequired, TypedDict
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, NotRequired, TypedDict
+
+if TYPE_CHECKING:  # the data commands read `IGNORE_INDEX` and should not wait for torch
+    from torch import Tensor
 
 IGNORE_INDEX = 255
 """Mask value of pixels that count nowhere. Inside a reference they are treated as background."""
@@ -24,8 +27,9 @@ class EpisodeMeta(TypedDict):
 class EpisodeBatch(TypedDict):
     """B episodes, each a query and K references of one class.
 
-    Images are uint8 in [0, 255] on the host. `EpisodeDataModule.on_after_batch_transfer` makes them float32 in [-1, 1] on the
-    device, which is what every module of the model side expects. Masks stay uint8: 1 the concept, 0 not, 255 ignore.
+    Images are uint8 in [0, 255] on the host. `EpisodeDataModule.on_after_batch_transfer` makes them float32 in [-1, 1]
+    on the device, which is what every module of the model side expects. Masks stay uint8: 1 the concept, 0 not, 255
+    ignore.
     """
 
     query_image: Tensor  # (B, 3, H, W)

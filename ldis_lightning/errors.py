@@ -4,6 +4,6 @@
 class UserError(Exception):
     """Something the user can mend: a wrong path, key, file or flag.
 
-    The message names the file, key or flag and says what to do. The command line prints it as `error: message` without a
-    traceback and exits with status 2.
+    The message names the file, key or flag and says what to do. The command line prints it as `error: message` without
+    a traceback and exits with status 2.
     """

@@ -1,4 +1,4 @@
-"""Losses of LDIS-1 between its prediction and the pseudo-mask: in latent space, in pixel space, on the decoded logits."""
+"""Losses of LDIS-1 between prediction and pseudo-mask: in latent space, in pixel space, on the decoded logits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +60,8 @@ class AlignmentLoss(nn.Module):
     Args:
         weight: factor of this loss in the sum.
 
-    Subclasses implement `forward(alignment) -> ()`, a mean over the valid episodes. Their class name is the name in the logs.
+    Subclasses implement `forward(alignment) -> ()`, a mean over the valid episodes. Their class name is the name in
+    the logs.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -82,7 +83,7 @@ class LatentLoss(AlignmentLoss):
 
 
 class PixelLoss(AlignmentLoss):
-    """|| M - D(z~) ||^2 (eq. 5), the mean over counted pixels and channels; the gradient flows through the frozen decoder."""
+    """|| M - D(z~) ||^2 (eq. 5), the mean over counted pixels and channels, through the frozen decoder."""
 
     def forward(self, alignment: Alignment) -> Tensor:
         """See `AlignmentLoss`."""

@@ -1,9 +1,9 @@
 """Randomness that belongs to an episode, not to a process.
 
-Every random number of a training step (augmentation, noise, timestep, condition dropout) is a pure function of the episode's
-seed, the name of its use and its position. So the numbers do not depend on the rank, the worker, the batch an episode falls
-into or the device, and nothing has to be saved to resume. The generator is splitmix64 (Steele, Lea and Flood, 2014) used as a
-counter-based hash, written in tensor operations: no host-device synchronisation.
+Every random number of a training step (augmentation, noise, timestep, condition dropout) is a pure function of the
+episode's seed, the name of its use and its position. So the numbers do not depend on the rank, the worker, the batch
+an episode falls into or the device, and nothing has to be saved to resume. The generator is splitmix64 (Steele, Lea
+and Flood, 2014) used as a counter-based hash, written in tensor operations: no host-device synchronisation.
 """
 
 import math

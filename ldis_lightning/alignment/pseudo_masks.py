@@ -10,8 +10,9 @@ from ldis_lightning.randomness import normal
 class PseudoMask(nn.Module):
     """Base class of the output alignment slot, and the vanilla pseudo-mask M_v that all variants share.
 
-    Background pixels are (low, high, (low + high) / 2) turned round: the released code's background is red and its foreground is
-    green, so channel 0 is `high` on the background and channel 1 is `high` on the foreground; channel 2 is the middle.
+    Background pixels are (low, high, (low + high) / 2) turned round: the released code's background is red and its
+    foreground is green, so channel 0 is `high` on the background and channel 1 is `high` on the foreground; channel 2
+    is the middle.
 
     Args:
         low, high: the values a < b, in [-1, 1].
@@ -90,8 +91,8 @@ class Augmented(PseudoMask):
 class Additive(PseudoMask):
     """The first version's variant: M_v + I_q / alpha, scaled to stay in [-1, 1].
 
-    The sum lies in [low - 1/alpha, high + 1/alpha]; it is divided by 1 + 1/alpha, because the autoencoder knows pictures in
-    [-1, 1] only. Decoding subtracts the image's part. (So it is `Augmented` with gamma = 1 / (1 + alpha).)
+    The sum lies in [low - 1/alpha, high + 1/alpha]; it is divided by 1 + 1/alpha, because the autoencoder knows
+    pictures in [-1, 1] only. Decoding subtracts the image's part. (So it is `Augmented` with gamma = 1 / (1 + alpha).)
 
     Args:
         alpha: > 1.
@@ -115,9 +116,10 @@ class Additive(PseudoMask):
 class Perturbed(PseudoMask):
     """M_v blended with noise instead of the image, the control for "any extra information helps".
 
-    `(1 - strength) M_v + strength n` with `n` standard normal clipped to [-1, 1]. Nobody knows the noise at decoding, so it
-    stays in the picture. The sign of the logit is that of the mask wherever `(1 - strength) (high - low) > strength |n_1 - n_0|`,
-    and so everywhere while `strength < (high - low) / (high - low + 2)`, which is 0.5 for the default values.
+    `(1 - strength) M_v + strength n` with `n` standard normal clipped to [-1, 1]. Nobody knows the noise at decoding,
+    so it stays in the picture. The sign of the logit is that of the mask wherever `(1 - strength) (high - low) >
+    strength |n_1 - n_0|`, and so everywhere while `strength < (high - low) / (high - low + 2)`, which is 0.5 for the
+    default values.
 
     Args:
         strength: share of the noise, in [0, 1).

@@ -76,8 +76,8 @@ class InstructionExtractor(nn.Module):
 def resize_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize masks nearest: (N, h, w) in {0, 1} -> (N, *size).
 
-    A mask that loses all its foreground in this way (a thin object) keeps every pixel that it touches instead; otherwise
-    post-masking could not tell it from an empty one.
+    A mask that loses all its foreground in this way (a thin object) keeps every pixel that it touches instead;
+    otherwise post-masking could not tell it from an empty one.
     """
     nearest = F.interpolate(mask[:, None], size, mode="nearest")[:, 0]
     touched = F.adaptive_max_pool2d(mask[:, None], size)[:, 0]

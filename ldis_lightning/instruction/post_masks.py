@@ -1,4 +1,4 @@
-"""Post-masking: which tokens the denoiser may attend to, the second stage of the two-stage masking (METHOD section 1)."""
+"""Post-masking, the second stage of the two-stage masking: which tokens the denoiser may attend to."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 class PostMask(nn.Module):
     """Base class of the post-masking slot: choose or pool the tokens of N references.
 
-    Subclasses implement `forward(tokens, mask) -> (tokens, attention_mask)` with `tokens` (N, g*g, C), `mask` (N, S, S) float
-    in {0, 1}; the result is `tokens` (N, T, C) with any T and `attention_mask` (N, T) bool, False = not attended to, with at
-    least one True in every row: diffusers' attention leaks every token of a row that is masked as a whole.
+    Subclasses implement `forward(tokens, mask) -> (tokens, attention_mask)` with `tokens` (N, g*g, C) and `mask`
+    (N, S, S) float in {0, 1}; the result is `tokens` (N, T, C) with any T and `attention_mask` (N, T) bool, False = not
+    attended to. At least one must be True in every row: diffusers' attention leaks every token of a row that is masked
+    as a whole.
     """
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,8 +48,8 @@ class PrototypePooling(PostMask):
 def foreground_tokens(mask: Tensor, token_count: int) -> Tensor:
     """The mask on the token grid, resized nearest and flattened in the order of the tokens.
 
-    A thin object may fall between the samples of nearest resizing; a mask that loses all its foreground in this way gives the
-    token that it covers best, so that no row is empty.
+    A thin object may fall between the samples of nearest resizing; a mask that loses all its foreground in this way
+    gives the token that it covers best, so that no row is empty.
 
     Args:
         mask: (N, S, S) float in {0, 1}.

@@ -1,4 +1,4 @@
-"""Pre-masking: how the mask enters the prompt encoder's input, the first stage of the two-stage masking (METHOD section 1)."""
+"""Pre-masking, the first stage of the two-stage masking: how the mask enters the prompt encoder's input."""
 
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ class Prompt(NamedTuple):
 class PreMask(nn.Module):
     """Base class of the pre-masking slot: turn a reference and its mask into the prompt encoder's input.
 
-    Subclasses implement `forward(image, mask) -> Prompt` with `image` (N, 3, S, S) float in [-1, 1] and `mask` (N, S, S)
-    float in {0, 1}, both already at the encoder's input size S.
+    Subclasses implement `forward(image, mask) -> Prompt` with `image` (N, 3, S, S) float in [-1, 1] and `mask` (N, S,
+    S) float in {0, 1}, both already at the encoder's input size S.
     """
 
     def forward(self, image: Tensor, mask: Tensor) -> Prompt:
@@ -85,7 +85,7 @@ class CropToMask(PreMask):
 
 
 def bounding_boxes(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes of masks in the coordinates of `torch.nn.functional.affine_grid` (-1 left or top edge, 1 right or bottom edge).
+    """Boxes of masks in the coordinates of `torch.nn.functional.affine_grid`: -1 left or top, 1 right or bottom edge.
 
     Args:
         mask: (N, H, W) in {0, 1}.

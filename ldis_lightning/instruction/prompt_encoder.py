@@ -33,10 +33,10 @@ class PromptEncoder(nn.Module):
 class TimmPromptEncoder(PromptEncoder):
     """Any timm vision transformer with a fourth input channel for the mask.
 
-    Alpha-CLIP adds a second, one-channel patch convolution for the mask to the RGB one. That sum is one convolution over four
-    channels, and this is how it is held here. The alpha channel's weights start at zero when the RGB weights are pretrained, so
-    that the encoder starts as the one that was trained, and at random otherwise. Class and register tokens are dropped; tokens
-    are taken after the last transformer layer, before pooling and any head.
+    Alpha-CLIP adds a second, one-channel patch convolution for the mask to the RGB one. That sum is one convolution
+    over four channels, and this is how it is held here. The alpha channel's weights start at zero when the RGB weights
+    are pretrained, so that the encoder starts as the one that was trained, and at random otherwise. Class and register
+    tokens are dropped; tokens are taken after the last transformer layer, before pooling and any head.
 
     Args:
         name: timm model name, e.g. `vit_large_patch14_clip_224.openai` or `vit_tiny_patch16_224`.

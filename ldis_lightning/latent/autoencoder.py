@@ -15,14 +15,14 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 class Autoencoder(nn.Module):
     """A frozen diffusers autoencoder with the conventions of the method.
 
-    Latents are multiplied by the autoencoder's `scaling_factor` (0.18215 for Stable Diffusion 1.5) on the way in and divided by it
-    on the way out. It is always in evaluation mode and its weights take no gradient, but gradients flow through `decode`, which
-    the pixel-space loss needs.
+    Latents are multiplied by the autoencoder's `scaling_factor` (0.18215 for Stable Diffusion 1.5) on the way in and
+    divided by it on the way out. It is always in evaluation mode and its weights take no gradient, but gradients flow
+    through `decode`, which the pixel-space loss needs.
 
     Args:
         vae: an `AutoencoderKL` or `AutoencoderTiny`.
-        sample: draw from the encoder's distribution, as LDIS-1's released code does, instead of taking its mode. Without effect on
-            an autoencoder that has no distribution.
+        sample: draw from the encoder's distribution, as LDIS-1's released code does, instead of taking its mode.
+            Without effect on an autoencoder that has no distribution.
     """
 
     def __init__(self, vae: AutoencoderKL | AutoencoderTiny, sample: bool = False) -> None:
@@ -101,7 +101,10 @@ class PretrainedAutoencoder(Autoencoder):
 
 
 class TinyAutoencoder(PretrainedAutoencoder):
-    """The small autoencoder that comes with the package: 64 x 64 pictures, factor 8 (`configs/autoencoder_tiny.yaml` trains it)."""
+    """The small autoencoder that comes with the package (64 x 64 pictures, factor 8, 16 channels).
+
+    `configs/autoencoder_tiny.yaml` trains it.
+    """
 
     def __init__(self, sample: bool = False) -> None:
         super().__init__(str(ASSETS / "autoencoder_tiny"), sample=sample)

@@ -10,12 +10,12 @@ from ldis_lightning.latent.surgery import widen_input
 class Denoiser:
     """Base class of the denoiser slot: a recipe that is built once the latents and the tokens are known.
 
-    The projection F of eq. 1 is the U-Net's own `encoder_hid_proj`, as in the released code, so that widths are linked here and
-    written in no config.
+    The projection F of eq. 1 is the U-Net's own `encoder_hid_proj`, as in the released code, so that widths are linked
+    here and written in no config.
     """
 
     def build(self, latent_channels: int, token_width: int) -> UNet2DConditionModel:
-        """A U-Net from latents (B, latent_channels, h, w) and tokens (B, L, token_width) to latents of the same shape."""
+        """A U-Net from latents (B, latent_channels, h, w) and tokens (B, L, token_width) to latents of that shape."""
         raise NotImplementedError(f"{type(self).__name__} must implement build(latent_channels, token_width)")
 
 
@@ -40,7 +40,8 @@ class ScratchUNet(Denoiser):
     ) -> None:
         if any(channels % norm_num_groups for channels in block_out_channels):
             raise UserError(
-                f"model.denoiser.norm_num_groups: {norm_num_groups} does not divide block_out_channels {block_out_channels}."
+                f"model.denoiser.norm_num_groups: {norm_num_groups} does not divide every one of block_out_channels "
+                f"{tuple(block_out_channels)}."
             )
         self.config = {
             "block_out_channels": tuple(block_out_channels),

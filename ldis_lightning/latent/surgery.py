@@ -7,13 +7,14 @@ from torch import nn
 def widen_input(conv: nn.Conv2d, extra: int, zero: bool = True) -> nn.Conv2d:
     """A convolution with `extra` more input channels whose first channels keep their weights.
 
-    Used for the query latent of LDIS-n (METHOD section 3: four new channels of `conv_in` start at zero) and for the alpha channel
-    of the prompt encoder.
+    Used for the query latent of LDIS-n (METHOD section 3: four new channels of `conv_in` start at zero) and for the
+    alpha channel of the prompt encoder.
 
     Args:
         conv: the convolution, without groups.
         extra: number of channels added after the present ones, >= 1.
-        zero: start the new weights at zero, so that the output is the same whatever the new channels hold; else at random.
+        zero: start the new weights at zero, so that the output is the same whatever the new channels hold; else at
+            random.
     """
     wide = nn.Conv2d(
         conv.in_channels + extra,

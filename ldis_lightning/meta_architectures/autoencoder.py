@@ -22,12 +22,13 @@ from ldis_lightning.randomness import uniform
 class AutoencoderTrainer(EpisodeModule):
     """Trains an `AutoencoderKL` on pictures and on pseudo-masks of all mixing ratios.
 
-    A step reconstructs the pseudo-masks of all queries, `(1 - gamma) M_v + gamma I` with gamma 0 for about half of them and uniform
-    up to `max_gamma` for the rest, and every second query itself: outlines need more practice than colours. The loss is the mean squared error of both, the cross-entropy of the decoded
-    mask, and a small pull of the latents towards zero instead of a variational term: the latents are deterministic.
+    A step reconstructs the pseudo-masks of all queries, `(1 - gamma) M_v + gamma I` with gamma 0 for about half of
+    them and uniform up to `max_gamma` for the rest, and every second query itself: outlines need more practice than
+    colours. The loss is the mean squared error of both, the cross-entropy of the decoded mask, and a small pull of the
+    latents towards zero instead of a variational term: the latents are deterministic.
 
-    Its score is the ceiling of every model on top of it: the mIoU of vanilla pseudo-masks after one round trip. At the end of
-    `fit` the scaling factor is set so that latents have unit variance and the autoencoder is written to
+    Its score is the ceiling of every model on top of it: the mIoU of vanilla pseudo-masks after one round trip. At the
+    end of `fit` the scaling factor is set so that latents have unit variance, and the autoencoder is written to
     `<log folder>/autoencoder` in diffusers' format, in half precision.
 
     Args:

@@ -29,8 +29,8 @@ class EpisodeModule(L.LightningModule):
     Attributes:
         results: for each stage that has been scored (`val`, `test`), the result of each evaluation set.
 
-    Logs `train/<loss>` in training and `<stage>/<set>/miou`, `<stage>/<set>/fb_iou` in evaluation. The sets' names come from the
-    datamodule's `evaluation_names`; without one they are "0", "1", ...
+    Logs `train/<loss>` in training and `<stage>/<set>/miou`, `<stage>/<set>/fb_iou` in evaluation. The sets' names
+    come from the datamodule's `evaluation_names`; without one they are "0", "1", ...
     """
 
     def __init__(self, optimizer: OptimizerCallable, schedule: LearningRateSchedule) -> None:
@@ -115,8 +115,8 @@ class EpisodeModule(L.LightningModule):
     def _finish(self, stage: str) -> None:
         self.results[stage] = {name: metric.result() for name, metric in self.episode_metrics(stage).items()}
         for name, result in self.results[stage].items():
-            self.log(f"{stage}/{name}/miou", result.miou, rank_zero_only=False)
-            self.log(f"{stage}/{name}/fb_iou", result.fb_iou, rank_zero_only=False)
+            self.log(f"{stage}/{name}/miou", result.miou, sync_dist=self.trainer.world_size > 1)
+            self.log(f"{stage}/{name}/fb_iou", result.fb_iou, sync_dist=self.trainer.world_size > 1)
         for metric in self.episode_metrics(stage).values():
             metric.reset()
 

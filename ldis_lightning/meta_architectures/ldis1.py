@@ -25,7 +25,8 @@ class LDIS1(InContextSegmenter):
 
     Args:
         losses: their weighted sum is minimised; the paper uses `LatentLoss` (eq. 6) or `PixelLoss` (eq. 5).
-        timestep: t in [0, 999]; the denoiser is told it and, with `add_noise`, the input is noised to it. The released code uses 0.
+        timestep: t in [0, 999]; the denoiser is told it and, with `add_noise`, the input is noised to it. The released
+            code uses 0.
         add_noise: noise the query's latent; False leaves `z_t = z_q` at any timestep, as the released code does.
         instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule: see `InContextSegmenter`.
 
@@ -59,7 +60,7 @@ class LDIS1(InContextSegmenter):
         self.register_buffer("noise", (1 - abar).sqrt(), persistent=False)
 
     def predict_latent(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
-        """z~, the predicted pseudo-mask latent: (B, 3, H, W) -> (B, C, h, w); other arguments as in `predict_logits`."""
+        """z~, the predicted pseudo-mask latent (B, C, h, w); arguments as in `predict_logits`."""
         # The encoder's distribution is sampled in training only: a prediction should not depend on chance.
         latent = self.autoencoder.encode(query, seed if self.training else None)  # (B, C, h, w)
         if self.add_noise:

@@ -1,4 +1,4 @@
-"""LDIS-n: the pseudo-mask's latent is denoised in many guided steps, conditioned on the query's latent (METHOD section 3)."""
+"""LDIS-n: the pseudo-mask's latent is denoised in many guided steps, conditioned on the query's latent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Dropped(NamedTuple):
 class ConditionDropout:
     """Condition dropout of training, from one uniform draw u a sample.
 
-    u < 2p drops the instruction, p <= u < 3p drops the query; so [0, p) only the instruction, [p, 2p) both, [2p, 3p) only the query.
+    u < 2p drops the instruction, p <= u < 3p drops the query; so [0, p) only the instruction, [p, 2p) both, [2p, 3p)
+    only the query.
 
     Args:
         p: in [0, 1/3]; the paper's is 0.05.
@@ -75,8 +76,8 @@ class DualGuidance:
 class LDISn(InContextSegmenter):
     """The multi-step meta-architecture.
 
-    The U-Net's input is the noisy pseudo-mask latent beside the query latent; the channels of the latter are added to `conv_in`
-    with zero weights. What the U-Net predicts (epsilon or v) is the scheduler's `prediction_type`.
+    The U-Net's input is the noisy pseudo-mask latent beside the query latent; the channels of the latter are added to
+    `conv_in` with zero weights. What the U-Net predicts (epsilon or v) is the scheduler's `prediction_type`.
 
     Args:
         scheduler: any diffusers scheduler with `alphas_cumprod`; its noise schedule trains, its `step` samples.
@@ -84,8 +85,8 @@ class LDISn(InContextSegmenter):
         dropout: condition dropout in training.
         guidance: guidance in sampling.
         scale_query: multiply the query latent by the autoencoder's scaling factor; the released code does not.
-        null_keeps_mask: the null instruction is attended to through the sample's own attention mask, as in the released code; False
-            attends to all of it.
+        null_keeps_mask: the null instruction is attended to through the sample's own attention mask, as in the
+            released code; False attends to all of it.
         instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule: see `InContextSegmenter`.
 
     Raises:
@@ -129,7 +130,7 @@ class LDISn(InContextSegmenter):
         return null._replace(attention_mask=instruction.attention_mask) if self.null_keeps_mask else null
 
     def drop_conditions(self, instruction: Instruction, query: Tensor, seed: Tensor) -> tuple[Instruction, Tensor]:
-        """Condition dropout: instruction of B rows and query latents (B, C, h, w), both with the dropped rows replaced."""
+        """Condition dropout: instruction of B rows and query latents (B, C, h, w), with the dropped rows replaced."""
         dropped = self.dropout(uniform(seed, "condition_dropout"))
         null, rows = self.null_instruction(instruction), dropped.instruction[:, None]
         return (

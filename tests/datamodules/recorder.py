@@ -22,7 +22,8 @@ def digests(batch: EpisodeBatch) -> list[str]:
     """One hash an episode, of all its tensors and of its meta data."""
     return [
         hashlib.sha256(
-            b"".join(batch[name][i].contiguous().numpy().tobytes() for name in PICTURES) + repr(batch["meta"][i]).encode()
+            b"".join(batch[name][i].contiguous().numpy().tobytes() for name in PICTURES)
+            + repr(batch["meta"][i]).encode()
         ).hexdigest()
         for i in range(len(batch["seed"]))
     ]
