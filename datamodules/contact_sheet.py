@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ldis_lightning.datamodules.decode import FrameReader
-from ldis_lightning.datamodules.index import IGNORE, ShardIndex
+from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.pairing import AcrossImages, Pairing, WithinClip
 from ldis_lightning.datamodules.plan import Episode, EpisodeSource, EvaluationPlan
+from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
 Color = tuple[int, int, int]
@@ -128,7 +129,7 @@ def _query_tile(image: NDArray[np.uint8], labels: NDArray[np.uint8], class_id: i
     """The mask outlined and tinted just a little, to keep its colours; what is ignored fades into the page."""
     picture, scaled = _scaled(image, labels)
     inside = scaled == class_id
-    picture = np.where((scaled == IGNORE)[..., None], _blend(picture, PAGE, 0.8), picture)
+    picture = np.where((scaled == IGNORE_INDEX)[..., None], _blend(picture, PAGE, 0.8), picture)
     return _outlined(np.where(inside[..., None], _blend(picture, MARK, 0.2), picture), inside)
 
 

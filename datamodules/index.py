@@ -24,7 +24,6 @@ FORMAT = "ldis_lightning index"
 VERSION = 1
 HEADER = "index.json"
 LABELS = 256  # label maps are 8-bit
-IGNORE = 255  # `ldis_lightning.episode.IGNORE_INDEX`, whose module imports torch: `ldis data --help` must be quick
 
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # name -> data type, trailing shape
     "key_text": ("|u1", ()),  # UTF-8 of all keys, one after the other

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ldis_lightning.datamodules import index
 from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard
+from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -252,8 +253,8 @@ def valid_class_ids(classes: dict[int, str]) -> dict[int, str]:
         UserError: an id is out of range or a name is blank.
     """
     for number, name in classes.items():
-        if not 0 < number < index.IGNORE:
-            raise UserError(f"class {number}={name}: class ids are 1 to {index.IGNORE - 1} (0 is none, 255 is ignore).")
+        if not 0 < number < IGNORE_INDEX:
+            raise UserError(f"class {number}={name}: class ids are 1 to {IGNORE_INDEX - 1} (0 is none, 255 is ignore).")
         if not name.strip():
             raise UserError(f"class {number} has a blank name.")
     return dict(classes)
@@ -290,7 +291,7 @@ def inspect_pair(jpg: bytes, png: bytes, where: str) -> tuple[tuple[int, int], d
     labels = read_label_map(png, f"the mask of {where}")
     check_same_size(size, labels.shape, where)
     counts = np.bincount(labels.ravel(), minlength=index.LABELS)
-    return size, {int(number): int(counts[number]) for number in np.flatnonzero(counts) if 0 < number < index.IGNORE}
+    return size, {int(number): int(counts[number]) for number in np.flatnonzero(counts) if 0 < number < IGNORE_INDEX}
 
 
 def check_same_size(image: tuple[int, ...], mask: tuple[int, ...], where: str) -> None:

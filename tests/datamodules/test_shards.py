@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from shard_samples import jpg, labels, png, png_of
 
-from ldis_lightning.datamodules import index as index_module
 from ldis_lightning.datamodules import shards
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.shards import ShardWriter, inspect_pair, read_label_map
-from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
 
@@ -246,10 +244,6 @@ def test_pictures_over_the_bound_are_refused_before_they_are_decoded(monkeypatch
         inspect_pair(jpg(), png(), "x")
     with pytest.raises(UserError, match="mask of x has 16 x 12 pixels"):
         inspect_pair(jpg((1, 1)), png(), "x")
-
-
-def test_the_index_means_the_same_pixels_by_ignore_as_the_batch():
-    assert index_module.IGNORE == IGNORE_INDEX
 
 
 def test_readers_need_no_access_rights_of_the_writer(tmp_path):
