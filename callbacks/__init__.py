@@ -1,9 +1,10 @@
-"""What watches training: pictures of episodes, and the table at the end of a test."""
+"""What watches a run: pictures of episodes, the table at the end of a test, predicted masks as files."""
 
 if __name__ != "ldis_lightning.callbacks":  # from the checkout's root; it would make a second copy of every class
     raise ImportError(f"import ldis_lightning.callbacks instead of {__name__}")
 
+from ldis_lightning.callbacks.predictions import PredictedMasks
 from ldis_lightning.callbacks.previews import Previews
 from ldis_lightning.callbacks.results import ResultTable
 
-__all__ = ["Previews", "ResultTable"]
+__all__ = ["PredictedMasks", "Previews", "ResultTable"]

@@ -1,0 +1,79 @@
+"""Every `ldis` command in the documentation runs, in the order of its page, on a small copy of what it speaks of."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_support import tiny
+from PIL import Image
+
+from ldis_lightning.cli import main
+from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")  # first line of a block that shows a file
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [body for found, body in BLOCK.findall(text) if found == language]
+
+
+def commands(page: str) -> list[list[str]]:
+    lines = [part.strip() for body in blocks(page, "bash") for line in body.splitlines() for part in line.split("&&")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("ldis ")]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the synthetic world, clips A to E in `SRC` and a WebDataset without our index in `DIR`."""
+    shutil.copytree(miniature_world / "data", tmp_path / "data")
+    for number, clip in enumerate("ABCDE"):
+        for kind in ("JPEGImages", "Annotations"):
+            (tmp_path / "SRC" / kind / clip).mkdir(parents=True)
+        for frame in range(3):
+            scene = draw_scene(np.random.default_rng([number, frame]), CONCEPTS[:4], 64, (4, 4))
+            picture, labels = render(scene)
+            Image.fromarray(picture).save(tmp_path / "SRC" / "JPEGImages" / clip / f"{frame:05d}.jpg")
+            Image.fromarray(labels).save(tmp_path / "SRC" / "Annotations" / clip / f"{frame:05d}.png")
+    (tmp_path / "DIR").mkdir()
+    for shard in (miniature_world / "data/synthetic/images/train").glob("*.tar"):
+        shutil.copy(shard, tmp_path / "DIR")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ldis"])
+    return tmp_path
+
+
+def small(command: list[str], workspace: Path) -> list[str]:
+    """The same command on as little as possible."""
+    if command[0] == "data":
+        return command
+    options = tiny(workspace)
+    if "configs/data/clips.yaml" in command:
+        options += ["--data.prepare", "null", "--data.train.min_pixels", "50"]
+    if command[0] == "sweep" and "--dry_run" not in command:
+        options += ["--sweep.seeds", "[0]"]
+    return [*command, *options]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_documented_commands_run(page: str, workspace: Path) -> None:
+    for language in ("python", "yaml"):
+        for body in blocks(page, language):
+            if named := FILE.match(body):
+                path = workspace / named[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(body, encoding="utf-8")
+    for command in commands(page):
+        if command[:2] == ["data", "synth"]:
+            shutil.rmtree(workspace / "data")
+            command += ["--train_images", "24", "--test_images", "12", "--train_clips", "2", "--test_clips", "2"]
+        if command[:2] == ["data", "pack"] and (workspace / command[command.index("--out") + 1]).exists():
+            continue  # an earlier line of the page has packed it
+        assert main(small(command, workspace)) == 0, command
