@@ -32,6 +32,7 @@ NOISE = (  # of Lightning and torch, about nothing that a user of `ldis` can or 
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen autoencoder
+    ".*recommended to use `self.log\\('(val|test)/.*sync_dist=True.*",  # those values are gathered already
     ".*The dirpath has changed from.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
 )

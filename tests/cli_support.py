@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from conftest import MINIATURE
+from lightning.pytorch import Callback
 
 OVERLAY = {
     "trainer": {
@@ -41,3 +43,10 @@ def read_results(folder: Path) -> dict[str, float]:
     """The metrics of the one run below `folder`."""
     (path,) = folder.rglob("results.json")
     return json.loads(path.read_text(encoding="utf-8"))["metrics"]
+
+
+class PressCtrlC(Callback):
+    """Interrupts training at its first batch."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """The `ldis` command: every shipped config runs, and every mistake is one clear message."""
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -73,15 +74,18 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_trainers_exit_after_ctrl_c_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(args: list[str]) -> int:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            sys.exit(1)  # what Lightning does
-
-    monkeypatch.setattr("ldis_lightning.cli._run", interrupted)
-    assert main(["fit"]) == 130
+def test_ctrl_c_in_training_is_one_line(
+    in_miniature_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    options = ["--trainer.callbacks+", "cli_support.PressCtrlC"]
+    try:
+        assert main(["fit", "--config", "configs/autoencoder_tiny.yaml", *tiny(tmp_path), *options]) == 130
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)  # Lightning leaves it ignored
+    output = capsys.readouterr()
+    assert output.err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in output.err and "graceful" not in output.err
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,9 @@ def test_heads_have_the_asked_width() -> None:
 
 
 def test_groups_must_divide_the_channels() -> None:
-    with pytest.raises(UserError, match=r"norm_num_groups: 5 does not divide block_out_channels \(8, 16\)"):
+    with pytest.raises(
+        UserError, match=r"norm_num_groups: 5 does not divide every one of block_out_channels \(8, 16\)"
+    ):
         ScratchUNet((8, 16), norm_num_groups=5)
 
 

@@ -140,6 +140,17 @@ def test_sampling_follows_the_seed_and_not_the_batch(build: Callable[..., Any]) 
 
 
 @every_scheduler
+def test_sampling_starts_from_standard_normal_noise_of_the_episode(build: Callable[..., Any]) -> None:
+    """Whatever scale a scheduler works in, what the U-Net is first given has unit variance."""
+    module = tiny.ldisn(scheduler=build(**tiny.STABLE_DIFFUSION))
+    batch = tiny.batch(16)
+    noise = first_noise(module, batch)
+    n = noise.numel()
+    assert abs(float(noise.mean())) < 5 / n**0.5 and abs(float(noise.var()) - 1) < 5 * (2 / n) ** 0.5
+    torch.testing.assert_close(first_noise(module, tiny.rows(batch, slice(5, 6))), noise[5:6])
+
+
+@every_scheduler
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_a_perfect_denoiser_finds_the_pseudo_mask(build: Callable[..., Any], prediction_type: str) -> None:
     """With the prediction that belongs to E(M) at every step, sampling must end at E(M), whatever the scheduler."""
