@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 
 def _polygon(corners: int) -> Callable[[Floats, Floats], Floats]:
@@ -199,7 +199,7 @@ def render(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         level = _SHAPES[thing.concept.shape](x / thing.radius, y / thing.radius)
         cover = np.clip(0.5 - (level - 1) * thing.radius, 0, 1)[..., None]  # (h, w, 1)
         shade = _TEXTURES[thing.concept.texture](x, y)[..., None]
-        colour = shade * np.float32(thing.bright) + (1 - shade) * np.float32(thing.dark)
+        colour = shade * np.asarray(thing.bright, np.float32) + (1 - shade) * np.asarray(thing.dark, np.float32)
         picture[window] = picture[window] * (1 - cover) + colour * cover
         labels[window][level < 1] = thing.concept.class_id
     return (picture * 255).round().astype(np.uint8), labels

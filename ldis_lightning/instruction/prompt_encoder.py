@@ -4,7 +4,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from ldis_lightning.errors import UserError
@@ -49,6 +49,10 @@ class TimmPromptEncoder(PromptEncoder):
         UserError: timm has no such model, or the model has no patch convolution or a token grid that is not square.
     """
 
+    vit: Any
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         name: str = "vit_tiny_patch16_224",
@@ -85,14 +89,14 @@ class TimmPromptEncoder(PromptEncoder):
         return super().train(mode and self.trainable)
 
 
-def _create_vit(name: str, pretrained: bool, model_args: dict[str, Any]) -> nn.Module:
+def _create_vit(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
     """timm's model of that name, checked for what a prompt encoder needs."""
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
         hint = f" Some that it has: {', '.join(similar)}." if similar else ""
         raise UserError(f"model.instruction.encoder.name: timm has no model '{name}'.{hint}")
     vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args)
-    patch = getattr(vit, "patch_embed", None)
+    patch: Any = getattr(vit, "patch_embed", None)
     if not isinstance(getattr(patch, "proj", None), nn.Conv2d):
         raise UserError(
             f"model.instruction.encoder.name: '{name}' has no patch convolution; name a vision transformer."

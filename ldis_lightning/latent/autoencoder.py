@@ -68,7 +68,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode latents (B, C, h, w), scaled, to pictures (B, 3, h*f, w*f), about in [-1, 1]."""
-        return self.vae.decode(latent / self.scaling_factor).sample  # pyright: ignore[reportAttributeAccessIssue]
+        return self.vae.decode(latent / self.scaling_factor).sample  # pyright: ignore
 
     def train(self, mode: bool = True) -> "Autoencoder":
         """Frozen: stays in evaluation mode."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,9 @@ class AutoencoderTrainer(EpisodeModule):
         optimizer, schedule: see `EpisodeModule`.
     """
 
+    vae: Any
+    latent_variance: Tensor
+
     def __init__(
         self,
         optimizer: OptimizerCallable,
@@ -55,10 +59,13 @@ class AutoencoderTrainer(EpisodeModule):
         latent_weight: float = 1e-3,
     ) -> None:
         super().__init__(optimizer, schedule)
+        levels: Any = {  # diffusers types these as tuples of one
+            "down_block_types": ("DownEncoderBlock2D",) * len(block_out_channels),
+            "up_block_types": ("UpDecoderBlock2D",) * len(block_out_channels),
+            "block_out_channels": tuple(block_out_channels),
+        }
         self.vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * len(block_out_channels),
-            up_block_types=("UpDecoderBlock2D",) * len(block_out_channels),
-            block_out_channels=tuple(block_out_channels),
+            **levels,
             latent_channels=latent_channels,
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
@@ -72,8 +79,8 @@ class AutoencoderTrainer(EpisodeModule):
 
     def round_trip(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Encode and decode: (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), unscaled, and pictures (B, 3, H, W)."""
-        latent = self.vae.encode(picture).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
-        return latent, self.vae.decode(latent).sample  # pyright: ignore[reportAttributeAccessIssue]
+        latent = self.vae.encode(picture).latent_dist.mode()
+        return latent, self.vae.decode(latent).sample
 
     def training_loss(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """See the class."""

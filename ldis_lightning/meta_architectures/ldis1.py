@@ -34,6 +34,9 @@ class LDIS1(InContextSegmenter):
         UserError: `timestep` is out of range or there is no loss.
     """
 
+    signal: Tensor
+    noise: Tensor
+
     def __init__(
         self,
         instruction: InstructionExtractor,

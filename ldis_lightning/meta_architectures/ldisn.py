@@ -93,6 +93,8 @@ class LDISn(InContextSegmenter):
         UserError: the scheduler has no `alphas_cumprod` or predicts something else than epsilon, v or the sample.
     """
 
+    abar: Tensor
+
     def __init__(
         self,
         instruction: InstructionExtractor,

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from recorder import Recorder, datamodule, trainer
 from tiny_sets import CLASSES, encode, mixed_contents, picture, write_clips, write_images
 
-from ldis_lightning import datamodules
+import ldis_lightning.datamodules as datamodules
 from ldis_lightning.datamodules import DataPreparation, EpisodeDataModule, EpisodeSource
 from ldis_lightning.datamodules.augment import Photometric
 from ldis_lightning.datamodules.geometry import RandomCrop, WholePicture

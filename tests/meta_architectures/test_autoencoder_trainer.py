@@ -117,6 +117,6 @@ def test_fit_writes_an_autoencoder_that_loads(tmp_path: Path) -> None:
     assert factor == pytest.approx(1 / math.sqrt(module.latent_variance.item()), abs=1e-5)
     with torch.no_grad():
         latent, decoded = module.eval().round_trip(BATCH["query_image"])
-        half = {"atol": 1e-2, "rtol": 1e-2}  # it is written in half precision
+        half: Any = {"atol": 1e-2, "rtol": 1e-2}  # it is written in half precision
         torch.testing.assert_close(written.encode(BATCH["query_image"]), factor * latent, **half)
         torch.testing.assert_close(written.decode(factor * latent), decoded, **half)
