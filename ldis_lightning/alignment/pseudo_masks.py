@@ -10,9 +10,8 @@ from ldis_lightning.randomness import normal
 class PseudoMask(nn.Module):
     """Base class of the output alignment slot, and the vanilla pseudo-mask M_v that all variants share.
 
-    Background pixels are (low, high, (low + high) / 2) turned round: the released code's background is red and its
-    foreground is green, so channel 0 is `high` on the background and channel 1 is `high` on the foreground; channel 2
-    is the middle.
+    Background pixels are (high, low, (low + high) / 2), foreground pixels (low, high, (low + high) / 2): with the
+    released code's values the background is red, the foreground green, and the third channel 0.
 
     Args:
         low, high: the values a < b, in [-1, 1].
