@@ -322,7 +322,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ldis_lightning", "fit", "--config", config, "--data.batch_size", "0"]
     root = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=120
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=280
     )
     assert done.returncode == 2
     assert "error: data.batch_size is 0" in done.stderr

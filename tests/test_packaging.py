@@ -28,7 +28,7 @@ def python(*args: str, cwd: Path, path: Path | None = None) -> subprocess.Comple
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     return subprocess.run(
-        [sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
 
 
