@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from diffusers import UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from ldis_lightning.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportPrivateImportUsage]
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ldis_lightning.errors import UserError

@@ -7,10 +7,10 @@ import pytest
 import tiny
 import torch
 from diffusers import (
-    DDIMScheduler,  # pyright: ignore[reportPrivateImportUsage]
-    DDPMScheduler,  # pyright: ignore[reportPrivateImportUsage]
-    DPMSolverMultistepScheduler,  # pyright: ignore[reportPrivateImportUsage]
-    EulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
 )
 from torch import Tensor
 
