@@ -74,6 +74,9 @@ class EpisodeDataModule(LightningDataModule):
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
             if value < 0:
                 raise UserError(f"data.{name} is {value}, and must not be negative.")
+        for name in evaluation:
+            if "." in name or "/" in name:
+                raise UserError(f"data.evaluation: `{name}` becomes part of a metric's name; no dots or slashes in it.")
         if start_method not in (None, *get_all_start_methods()):
             raise UserError(f"data.start_method is {start_method!r}, and must be one of {get_all_start_methods()}.")
         self.train, self.evaluation = train, evaluation

@@ -75,7 +75,7 @@ class AutoencoderTrainer(EpisodeModule):
         self.max_gamma = max_gamma
         self.mask_weight = mask_weight
         self.latent_weight = latent_weight
-        self.register_buffer("latent_variance", torch.ones(()), persistent=False)
+        self.register_buffer("latent_variance", torch.ones(()))  # a running mean: a resumed run needs it
 
     def round_trip(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Encode and decode: (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), unscaled, and pictures (B, 3, H, W)."""

@@ -297,3 +297,9 @@ def test_public_names_and_start_up() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
     done = subprocess.run([sys.executable, "-c", "import datamodules"], cwd=root, capture_output=True, text=True)
     assert "import ldis_lightning.datamodules instead" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["v1.5", "a/b"])
+def test_names_of_evaluation_sets_fit_into_metric_names(name: str) -> None:
+    with pytest.raises(UserError, match=f"data.evaluation: `{name}` becomes part"):
+        EpisodeDataModule(EpisodeSource("train"), {name: EpisodeSource("test")})
