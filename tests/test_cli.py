@@ -20,7 +20,8 @@ QUICKSTART = ["fit", "--config", "configs/quickstart.yaml"]
 
 
 def has_model(path: Path) -> bool:
-    return any("model" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in with_parents(path))
+    contents = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in with_parents(path))
+    return any("class_path" in content.get("model", {}) for content in contents)
 
 
 CONFIGS = packaged_configs()
