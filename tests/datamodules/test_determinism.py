@@ -35,7 +35,7 @@ def expected(folder: Path) -> list[list[str]]:
     return [digests(batch) for batch in data.train_dataloader()]
 
 
-@pytest.mark.parametrize(("workers", "start_method"), [(2, "fork"), (4, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "start_method"), [(2, "fork"), (4, "fork"), (2, "spawn"), (4, "spawn")])
 def test_workers_do_not_matter(folder: Path, expected: list, workers: int, start_method: str) -> None:
     data = datamodule(folder, num_workers=workers, start_method=start_method)
     data.setup("fit")
