@@ -13,36 +13,76 @@ if __name__ != "ldis_lightning.datamodules":
 if TYPE_CHECKING:
     from ldis_lightning.datamodules.augment import Photometric
     from ldis_lightning.datamodules.episodes import EpisodeDataModule
+    from ldis_lightning.datamodules.evaluation_set import EvaluationSet, EvaluationSource
     from ldis_lightning.datamodules.geometry import RandomCrop, TrainingGeometry, WholePicture
     from ldis_lightning.datamodules.index import ShardIndex
-    from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, Pairing, WithinClip
-    from ldis_lightning.datamodules.plan import EvaluationPlan, TrainingPlan
+    from ldis_lightning.datamodules.manifest import Manifest
+    from ldis_lightning.datamodules.mixture import Mixing, MixturePlan, PerDataset, PerSample
+    from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, Itself, Pairing, WithinClip
+    from ldis_lightning.datamodules.plan import TrainingPlan
     from ldis_lightning.datamodules.prepare import DataPreparation
+    from ldis_lightning.datamodules.protocols import (
+        BAMCOCO,
+        BAMPASCAL,
+        DAVIS,
+        FSS1000,
+        VSPW,
+        Absence,
+        FewShot,
+        HSNetCOCO,
+        HSNetPASCAL,
+        OnePass,
+        PFENetCOCO,
+        PFENetPASCAL,
+        Protocol,
+    )
     from ldis_lightning.datamodules.shards import ShardWriter
-    from ldis_lightning.datamodules.source import Episode, EpisodeSource
+    from ldis_lightning.datamodules.source import Episode, EpisodeSource, TrainingSource
     from ldis_lightning.datamodules.synthetic import SyntheticWorld
-    from ldis_lightning.datamodules.treatment import Hidden, Intact, ReferenceTreatment, Swapped
+    from ldis_lightning.datamodules.treatment import Hidden, Intact, ReferenceTreatment, ShiftedMask, Swapped
 
 __all__ = [
+    "BAMCOCO",
+    "BAMPASCAL",
+    "DAVIS",
+    "FSS1000",
+    "VSPW",
+    "Absence",
     "AcrossImages",
     "DataPreparation",
     "Episode",
     "EpisodeDataModule",
     "EpisodeSource",
-    "EvaluationPlan",
+    "EvaluationSet",
+    "EvaluationSource",
+    "FewShot",
     "FirstFrame",
+    "HSNetCOCO",
+    "HSNetPASCAL",
     "Hidden",
     "Intact",
+    "Itself",
+    "Manifest",
+    "Mixing",
+    "MixturePlan",
+    "OnePass",
+    "PFENetCOCO",
+    "PFENetPASCAL",
     "Pairing",
+    "PerDataset",
+    "PerSample",
     "Photometric",
+    "Protocol",
     "RandomCrop",
     "ReferenceTreatment",
     "ShardIndex",
     "ShardWriter",
+    "ShiftedMask",
     "Swapped",
     "SyntheticWorld",
     "TrainingGeometry",
     "TrainingPlan",
+    "TrainingSource",
     "WholePicture",
     "WithinClip",
 ]
@@ -54,6 +94,10 @@ _HOMES = (  # in the order of search: what is slow to import comes last
     "index",
     "shards",
     "plan",
+    "mixture",
+    "manifest",
+    "protocols",
+    "evaluation_set",
     "synthetic",
     "geometry",
     "augment",

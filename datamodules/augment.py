@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.randomness import uniform
 
 _RGB_TO_YIQ = [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]  # its first row is luma
 _YIQ_TO_RGB = torch.linalg.inv(torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)).tolist()
+
+
+Batch = TypeVar("Batch", EpisodeBatch, ClipBatch)
 
 
 class Photometric:
@@ -86,7 +89,7 @@ class Photometric:
         return images
 
 
-def to_model_range(batch: EpisodeBatch, photometric: Photometric | None = None) -> EpisodeBatch:
+def to_model_range(batch: Batch, photometric: Photometric | None = None) -> Batch:
     """A batch whose images are float32 in [-1, 1] instead of uint8. Masks and everything else stay.
 
     Args:
@@ -96,7 +99,7 @@ def to_model_range(batch: EpisodeBatch, photometric: Photometric | None = None) 
     query, references = batch["query_image"] / 255, batch["reference_image"] / 255
     if photometric is not None:
         query, references = photometric(query, references, batch["seed"])
-    return cast(EpisodeBatch, {**batch, "query_image": query * 2 - 1, "reference_image": references * 2 - 1})
+    return cast(Batch, {**batch, "query_image": query * 2 - 1, "reference_image": references * 2 - 1})
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:

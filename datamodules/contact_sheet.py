@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ldis_lightning.datamodules.decode import FrameReader
+from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.pairing import AcrossImages, Pairing, WithinClip
-from ldis_lightning.datamodules.plan import Episode, EpisodeSource, EvaluationPlan
+from ldis_lightning.datamodules.source import Episode
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
@@ -52,8 +53,8 @@ def contact_sheet(
             known = ", ".join(f"{number}={name}" for number, name in sorted(index.classes.items()))
             raise UserError(f"{folder} has no class {class_id}; it has {known}.")
     pairing = pairing or (WithinClip() if index.kind == "clips" else AcrossImages())
-    source = EpisodeSource(str(folder), pairing, classes=classes, episodes=episodes * DRAWN_PER_SHOWN, seed=seed)
-    chosen = _varied(EvaluationPlan(index, source, references).episodes, episodes)
+    source = EvaluationSource(str(folder), pairing, classes=classes, episodes=episodes * DRAWN_PER_SHOWN, seed=seed)
+    chosen = _varied(draw_manifest(index, source, references).episodes, episodes)
     reader = FrameReader(index)
     rows = [_draw_row(index, reader, episode) for episode in chosen]
     return _page(index, rows)

@@ -4,21 +4,28 @@ from collections.abc import Mapping
 from multiprocessing import get_all_start_methods
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ldis_lightning.datamodules import augment
 from ldis_lightning.datamodules.augment import Photometric
+from ldis_lightning.datamodules.clip_stream import ClipFetch, ClipSteps
 from ldis_lightning.datamodules.decode import FrameReader
-from ldis_lightning.datamodules.fetch import Fetch
+from ldis_lightning.datamodules.evaluation_set import EvaluationSet, EvaluationSource
+from ldis_lightning.datamodules.fetch import Collate, Fetch
 from ldis_lightning.datamodules.geometry import RandomCrop, TrainingGeometry
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.plan import EvaluationPlan, TrainingPlan
+from ldis_lightning.datamodules.manifest import Manifest
+from ldis_lightning.datamodules.mixture import Mixing, MixturePlan, PerSample, part_seed
+from ldis_lightning.datamodules.plan import TrainingPlan
 from ldis_lightning.datamodules.prepare import DataPreparation
-from ldis_lightning.datamodules.source import EpisodeSource
+from ldis_lightning.datamodules.source import EpisodeSource, TrainingSource
 from ldis_lightning.datamodules.stream import EvaluationLoader, EvaluationSteps, TrainingLoader, TrainingSteps, Workers
-from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.errors import UserError
+from ldis_lightning.evaluation.scoring import Scoreboard
+from ldis_lightning.suggestions import did_you_mean
 
 
 class EpisodeDataModule(LightningDataModule):
@@ -29,10 +36,15 @@ class EpisodeDataModule(LightningDataModule):
     any number of ranks.
 
     Args:
-        train: where training episodes come from. Opened only to train.
-        evaluation: name -> where the episodes of an evaluation set come from.
+        train: where training episodes come from: one source, or a mixture, name -> source with its weight. Opened only
+            to train; null where there is no training.
+        evaluation: name -> where the episodes of an evaluation set come from, and by what protocol.
+        only: names of the evaluation sets to use; null for all.
+        mixing: what the weights of a mixture mean; null for PerSample, the paper's.
         image_size: side of the squares that the model sees, in pixels.
         references: K, references of an episode.
+        fewest_references: in training every batch has a number of references of its own, uniform from this to
+            `references`; null for always `references`.
         batch_size: episodes of a training step over all ranks.
         eval_batch_size: episodes of an evaluation step on one rank.
         batches_per_epoch: batches of what Lightning counts as an epoch; null for one pass over all queries.
@@ -48,10 +60,13 @@ class EpisodeDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: EpisodeSource,
-        evaluation: dict[str, EpisodeSource],
+        train: TrainingSource | dict[str, TrainingSource] | None = None,
+        evaluation: dict[str, EvaluationSource] | None = None,
+        only: list[str] | None = None,
+        mixing: Mixing | None = None,
         image_size: int = 64,
         references: int = 1,
+        fewest_references: int | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 64,
         batches_per_epoch: int | None = None,
@@ -74,19 +89,21 @@ class EpisodeDataModule(LightningDataModule):
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
             if value < 0:
                 raise UserError(f"data.{name} is {value}, and must not be negative.")
-        for name in evaluation:
-            if "." in name or "/" in name:
-                raise UserError(f"data.evaluation: `{name}` becomes part of a metric's name; no dots or slashes in it.")
+        if fewest_references is not None and not 1 <= fewest_references <= references:
+            raise UserError(
+                f"data.fewest_references is {fewest_references}, and must be in 1 .. {references} (references)."
+            )
         if start_method not in (None, *get_all_start_methods()):
             raise UserError(f"data.start_method is {start_method!r}, and must be one of {get_all_start_methods()}.")
-        self.train, self.evaluation = train, evaluation
-        self.image_size, self.references = image_size, references
+        self.train, self.mixing = train, mixing or PerSample()
+        self.evaluation = _chosen(evaluation or {}, only)
+        self.image_size, self.references, self.fewest_references = image_size, references, fewest_references
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.batches_per_epoch, self.val_episodes, self.window_shards = batches_per_epoch, val_episodes, window_shards
         self.num_workers, self.start_method, self.seed = num_workers, start_method, seed
         self.geometry, self.augmentation, self.prepare = geometry or RandomCrop(), augmentation, prepare
-        self.training_plan: TrainingPlan | None = None
-        self.evaluation_plans: dict[str, EvaluationPlan] = {}
+        self.training_plan: TrainingPlan | MixturePlan | None = None
+        self.evaluation_sets: dict[str, EvaluationSet] = {}
         self._loader: TrainingLoader | None = None
         self._loaded: Mapping[str, Any] = {}
 
@@ -97,9 +114,34 @@ class EpisodeDataModule(LightningDataModule):
         """Names of the evaluation sets, in the order of the validation and test loaders."""
         return list(self.evaluation)
 
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """The episodes of each evaluation set, as tested; after `setup`."""
+        return {name: opened.manifest for name, opened in self.evaluation_sets.items()}
+
     def class_names(self, name: str) -> dict[int, str]:
         """Class id -> name in an evaluation set, after `setup`."""
-        return self.evaluation_plans[name].index.classes
+        return self.evaluation_sets[name].index.classes
+
+    def scoreboard(self, stage: str, name: str) -> Scoreboard:
+        """What a model needs to score an evaluation set.
+
+        Args:
+            stage: `val`, which takes `val_episodes` of each set, or `test`.
+            name: of the set.
+        """
+        return self._sets(stage)[name].scoreboard()
+
+    @property
+    def trained_on(self) -> dict[str, list[str]] | None:
+        """Data set -> names of the classes that training draws, or drew for the loaded checkpoint; None if unknown."""
+        if self.training_plan is None:
+            return self._loaded.get("trained_on")
+        classes: dict[str, list[str]] = {}
+        for catalogue in self.training_plan.catalogues:
+            names = [catalogue.index.classes[class_id] for class_id in catalogue.classes]
+            classes[catalogue.index.name] = sorted({*classes.get(catalogue.index.name, []), *names})
+        return classes
 
     def prepare_data(self) -> None:
         """Make the data, once a machine."""
@@ -117,15 +159,33 @@ class EpisodeDataModule(LightningDataModule):
             self._loaded = {}  # Lightning restores a checkpoint after this hook
             self._check_world()
             if self.training_plan is None:
-                index = ShardIndex.open(self.train.shards)
-                self.training_plan = TrainingPlan(
-                    index, self.train, self.seed, self.batch_size, self.references, self.window_shards
-                )
-        if not self.evaluation_plans:
-            self.evaluation_plans = {
-                name: EvaluationPlan(ShardIndex.open(source.shards), source, self.references)
-                for name, source in self.evaluation.items()
+                self.training_plan = self._draw_up_training()
+        if not self.evaluation_sets:
+            self.evaluation_sets = {
+                name: EvaluationSet.open(source, self.references) for name, source in self.evaluation.items()
             }
+
+    def _draw_up_training(self) -> TrainingPlan | MixturePlan:
+        """The training plan of the source or of the mixture.
+
+        Raises:
+            UserError: there is no source, or one is missing, damaged or allows no episode.
+        """
+        if not self.train:
+            raise UserError("data.train names no data set, and training needs one.")
+        if isinstance(self.train, dict):
+            parts = {
+                name: self._part(source, part_seed(self.seed, number))
+                for number, (name, source) in enumerate(self.train.items())
+            }
+            weights = np.array([source.weight for source in self.train.values()], np.float64)
+            queries = np.array([len(plan) for plan in parts.values()])
+            return MixturePlan(parts, self.mixing.shares(weights, queries), self.seed, self.batch_size)
+        return self._part(self.train, self.seed)
+
+    def _part(self, source: EpisodeSource, seed: int) -> TrainingPlan:
+        index = ShardIndex.open(source.shards)
+        return TrainingPlan(index, source, seed, self.batch_size, self.references, self.window_shards)
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the workers."""
@@ -142,19 +202,24 @@ class EpisodeDataModule(LightningDataModule):
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of processed global batches and the plan they came from."""
+        """Number of processed global batches, the plan they came from and the classes it draws."""
         if self.training_plan is None:
             return {}
-        return {"batches": self._processed(), "plan": self.training_plan.identity()}
+        return {"batches": self._processed(), "plan": self._identity(), "trained_on": self.trained_on}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where to continue. Only training uses it, and then checks that the plan is the same."""
         self._loaded = state_dict
 
-    def _plan(self) -> TrainingPlan:
+    def _plan(self) -> TrainingPlan | MixturePlan:
         if self.training_plan is None:
             raise RuntimeError("call setup('fit') first")
         return self.training_plan
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides the training episodes."""
+        fewest = {} if self.fewest_references is None else {"fewest_references": self.fewest_references}
+        return self._plan().identity() | fewest
 
     def _first_batch(self) -> int:
         """Number of the next global batch.
@@ -163,7 +228,7 @@ class EpisodeDataModule(LightningDataModule):
             UserError: a checkpoint was loaded that belongs to another plan.
         """
         if self._loaded:
-            _check_same_plan(self._loaded["plan"], self._plan().identity())
+            _check_same_plan(self._loaded["plan"], self._identity())
         return self._processed()
 
     def _processed(self) -> int:
@@ -176,35 +241,47 @@ class EpisodeDataModule(LightningDataModule):
         return max(self._loaded.get("batches", 0), done)
 
     def _open_stream(self, start: int) -> DataLoader:
-        steps = TrainingSteps(self._plan(), start, *self._rank_and_world())
-        reader = FrameReader(steps.plan.index)
-        return self._workers().load(
-            steps, Fetch(reader, steps.plan.catalogue.treatment, self.image_size, self.geometry)
-        )
+        steps = TrainingSteps(self._plan(), start, self.fewest_references, *self._rank_and_world())
+        catalogues = steps.plan.catalogues
+        readers = [FrameReader(catalogue.index) for catalogue in catalogues]
+        treatments = [catalogue.treatment for catalogue in catalogues]
+        fetch = Fetch(readers, treatments, self.image_size, self.geometry)
+        return self._workers().load(steps, fetch, Collate(evaluation=False))
 
     # ---- Evaluation
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader for each evaluation set, cut to `val_episodes`."""
-        return [self._evaluation_loader(plan.subset(self.val_episodes)) for plan in self.evaluation_plans.values()]
+        return [self._evaluation_loader(part) for part in self._sets("val").values()]
 
     def test_dataloader(self) -> list[EvaluationLoader]:
         """One loader for each evaluation set."""
-        return [self._evaluation_loader(plan) for plan in self.evaluation_plans.values()]
+        return [self._evaluation_loader(whole) for whole in self._sets("test").values()]
 
     def predict_dataloader(self) -> list[EvaluationLoader]:
         """As for tests."""
         return self.test_dataloader()
 
-    def _evaluation_loader(self, plan: EvaluationPlan) -> EvaluationLoader:
-        steps = EvaluationSteps(plan.episodes, self.eval_batch_size, *self._rank_and_world())
-        fetch = Fetch(FrameReader(plan.index), plan.treatment, self.image_size)
-        return EvaluationLoader(self._workers(), steps, fetch)
+    def _sets(self, stage: str) -> dict[str, EvaluationSet]:
+        episodes = self.val_episodes if stage == "val" else None
+        return {name: opened.subset(episodes) for name, opened in self.evaluation_sets.items()}
+
+    def _evaluation_loader(self, opened: EvaluationSet) -> EvaluationLoader:
+        episodes, reader = opened.manifest.episodes, FrameReader(opened.index)
+        if opened.protocol.by_clip:
+            clips = ClipSteps(episodes, self.eval_batch_size, *self._rank_and_world())
+            fetch_clips = ClipFetch(reader, opened.treatment, self.image_size)
+            return EvaluationLoader(self._workers(), len(clips), clips, fetch_clips)
+        steps = EvaluationSteps(episodes, self.eval_batch_size, *self._rank_and_world())
+        fetch = Fetch([reader], [opened.treatment], self.image_size)
+        return EvaluationLoader(self._workers(), len(steps), steps, fetch, Collate(evaluation=True))
 
     # ---- On the device
 
-    def on_after_batch_transfer(self, batch: EpisodeBatch, dataloader_idx: int) -> EpisodeBatch:
+    def on_after_batch_transfer(self, batch: EpisodeBatch | ClipBatch, dataloader_idx: int) -> EpisodeBatch | ClipBatch:
         """Lightning's hook: see `to_model_range`."""
+        if "context" in batch:
+            return augment.to_model_range(batch)
         return self.to_model_range(batch, training=self.trainer is not None and bool(self.trainer.training))
 
     def to_model_range(self, batch: EpisodeBatch, training: bool = False) -> EpisodeBatch:
@@ -227,6 +304,18 @@ class EpisodeDataModule(LightningDataModule):
     def _workers(self) -> Workers:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return Workers(self.num_workers, self.start_method, pin_memory=on_gpu)
+
+
+def _chosen(evaluation: dict[str, EvaluationSource], only: list[str] | None) -> dict[str, EvaluationSource]:
+    """The evaluation sets to use."""
+    for name in evaluation:
+        if "." in name or "/" in name:
+            raise UserError(f"data.evaluation: `{name}` becomes part of a metric's name; no dots or slashes in it.")
+    for name in only or ():
+        if name not in evaluation:
+            hint = did_you_mean(name, evaluation)
+            raise UserError(f"data.only: there is no set `{name}`{hint}; there are {', '.join(evaluation)}.")
+    return evaluation if only is None else {name: evaluation[name] for name in evaluation if name in only}
 
 
 def _check_same_plan(saved: Mapping[str, object], now: Mapping[str, object]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ldis_lightning.datamodules.decode import FrameReader, concept_mask, reference_mask
 from ldis_lightning.datamodules.geometry import Picture, TrainingGeometry, fit_square, keep_concept
+from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.source import Episode
 from ldis_lightning.datamodules.treatment import ReferenceTreatment
 from ldis_lightning.episode import EpisodeBatch, EpisodeMeta
@@ -20,6 +21,7 @@ class Step(NamedTuple):
 
     episodes: list[Episode]
     valid: list[bool]
+    positions: list[int]  # in the manifest of an evaluation set, -1 for padding and in training
 
 
 class Sample(NamedTuple):
@@ -38,14 +40,14 @@ class Fetch:
     """Stage that reads, decodes and cuts the episodes of each step. Yields steps with their samples.
 
     Args:
-        reader: the data set.
-        treatment: what is done to the references.
+        readers: the data sets; `Episode.source` says which of them an episode is from.
+        treatments: what is done to the references of each.
         size: side of the squares.
         geometry: None in evaluation: the whole picture, padded.
     """
 
-    reader: FrameReader
-    treatment: ReferenceTreatment
+    readers: list[FrameReader]
+    treatments: list[ReferenceTreatment]
     size: int
     geometry: TrainingGeometry | None = None
 
@@ -63,7 +65,8 @@ class Fetch:
         Raises:
             UserError: one of its pictures cannot be read.
         """
-        query = self._picture(episode.query)
+        reader = self.readers[episode.source]
+        query = _picture(reader, episode.query)
         image, labels = self._square(query, episode.class_id, episode.seed, role=0)
         references = [self._reference(episode, role, row) for role, row in enumerate(episode.references, start=1)]
         return Sample(
@@ -71,13 +74,9 @@ class Fetch:
             concept_mask(labels, episode.class_id),
             np.stack([image for image, _ in references]),
             np.stack([mask for _, mask in references]),
-            self._meta(episode, query.labels.shape),
+            self._meta(reader.index, episode, query.labels.shape),
             concept_mask(query.labels, episode.class_id),
         )
-
-    def _picture(self, row: int) -> Picture:
-        image, labels = self.reader.read(row)
-        return Picture(image, labels, in_clip=bool(self.reader.index.clip[row] >= 0))
 
     def _square(self, picture: Picture, class_id: int, seed: int, role: int) -> tuple[np.ndarray, np.ndarray]:
         """Cut a picture. Its role (0 the query, k the k-th reference) makes its random numbers its own."""
@@ -88,11 +87,12 @@ class Fetch:
 
     def _reference(self, episode: Episode, role: int, row: int) -> tuple[np.ndarray, np.ndarray]:
         shown = episode.reference_class
-        image, labels = self._square(self._picture(row), shown, episode.seed, role)
-        return self.treatment.apply(image, reference_mask(labels, shown))
+        picture = _picture(self.readers[episode.source], row)
+        image, labels = self._square(picture, shown, episode.seed, role)
+        return self.treatments[episode.source].apply(image, reference_mask(labels, shown))
 
-    def _meta(self, episode: Episode, original_size: tuple[int, ...]) -> EpisodeMeta:
-        index, row = self.reader.index, episode.query
+    def _meta(self, index: ShardIndex, episode: Episode, original_size: tuple[int, ...]) -> EpisodeMeta:
+        row = episode.query
         whole = fit_square(original_size, self.size)
         content = (self.size, self.size) if self.geometry is not None else (whole.height, whole.width)
         clip = int(index.clip[row])
@@ -108,15 +108,20 @@ class Fetch:
         )
 
 
+def _picture(reader: FrameReader, row: int) -> Picture:
+    image, labels = reader.read(row)
+    return Picture(image, labels, in_clip=bool(reader.index.clip[row] >= 0))
+
+
 @dataclass
 class Collate:
     """Stage that makes an `EpisodeBatch` of each step.
 
     Args:
-        originals: add `query_mask_original`, which evaluation scores against.
+        evaluation: add `position` and `query_mask_original`, which evaluation scores with.
     """
 
-    originals: bool
+    evaluation: bool
 
     def __call__(self, steps: Iterable[tuple[Step, list[Sample]] | UserError]) -> Iterator[EpisodeBatch | UserError]:
         """Batches; errors are passed on."""
@@ -137,7 +142,8 @@ class Collate:
         )
         batch["query_image"] = batch["query_image"].contiguous()
         batch["reference_image"] = batch["reference_image"].contiguous()
-        if self.originals:
+        if self.evaluation:
+            batch["position"] = torch.tensor(step.positions)
             batch["query_mask_original"] = [torch.from_numpy(sample.query_mask_original) for sample in samples]
         return batch
 

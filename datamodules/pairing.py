@@ -47,7 +47,7 @@ class Pairing:
             members: rows that hold the class: those of the current window of shards, or all of the data set.
 
         Returns:
-            (m,) int64 rows out of `members.rows`, without the query's own.
+            (m,) int64 rows out of `members.rows`.
         """
         raise NotImplementedError
 
@@ -107,3 +107,15 @@ class FirstFrame(Pairing):
         eligible = np.zeros(len(members), dtype=bool)
         eligible[order[1:]] = members.clip[order[1:]] == members.clip[order[:-1]]
         return eligible & (members.clip >= 0)
+
+
+class Itself(Pairing):
+    """The query is its own reference, mask and all: how much a model can take from a perfect prompt."""
+
+    def candidates(self, query: Frame, members: Members) -> np.ndarray:
+        """The query's row."""
+        return members.rows[members.rows == query.row]
+
+    def eligible(self, members: Members) -> np.ndarray:
+        """All."""
+        return np.ones(len(members), dtype=bool)

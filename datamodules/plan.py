@@ -1,51 +1,22 @@
-"""The episodes of training and of evaluation, as pure functions of an index, the rules of a source and a seed.
+"""The episodes of training, as a pure function of an index, the rules of a source and a seed.
 
-Neither depends on ranks, workers or what was drawn before, so that a run can stop, resume and be spread in any way, and
-still every global batch holds the same episodes.
+They do not depend on ranks, workers or what was drawn before, so that a run can stop, resume and be spread in any way,
+and still every global batch holds the same episodes.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ldis_lightning.datamodules.draws import Draws, draw_references
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.pairing import Frame, Members
+from ldis_lightning.datamodules.pairing import Members
 from ldis_lightning.datamodules.pools import Catalogue, Pool
-from ldis_lightning.datamodules.source import (
-    EVALUATION,
-    TRAINING,
-    Episode,
-    EpisodeSource,
-    even_subset,
-    raw_bits,
-    uniforms,
-)
-from ldis_lightning.errors import UserError
+from ldis_lightning.datamodules.source import TRAINING, Episode, EpisodeSource, uniforms
 
 PLAN_VERSION = 1
 """Changes whenever the same seed gives other episodes than before."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The random numbers of n episodes. Those of the first references stay the same when more are asked for."""
-
-    class_choice: np.ndarray  # (n,) in [0, 1)
-    shown_choice: np.ndarray  # (n,)
-    reference_choice: np.ndarray  # (n, K)
-    seed: np.ndarray  # (n,) int64, not negative
-
-    @classmethod
-    def of(cls, key: tuple[int, ...], count: int, references: int) -> "Draws":
-        """The numbers that belong to a key."""
-        columns = [uniforms((*key, 3 + k), count) for k in range(references)]
-        seed = (raw_bits((*key, 2), count) >> np.uint64(1)).astype(np.int64)
-        return cls(uniforms((*key, 0), count), uniforms((*key, 1), count), np.stack(columns, axis=1), seed)
 
 
 class TrainingPlan:
@@ -98,6 +69,11 @@ class TrainingPlan:
         """All that decides the episodes, as plain values. Two plans with equal identities are the same plan."""
         settings = {name: getattr(self, name) for name in ("seed", "batch_size", "references", "window_shards")}
         return {"plan_version": PLAN_VERSION, "index": self.index.hash, **settings, **_prefixed(self.catalogue.rules())}
+
+    @property
+    def catalogues(self) -> list[Catalogue]:
+        """The data set, at the place that `Episode.source` gives: 0."""
+        return [self.catalogue]
 
     def batch(self, number: int, rank: int = 0, world: int = 1) -> list[Episode]:
         """Episodes `rank::world` of a global batch."""
@@ -160,107 +136,6 @@ class _Window:
         if class_id not in self.whole:
             self.whole[class_id] = self.catalogue.members(class_id)
         return self.whole[class_id]
-
-
-class EvaluationPlan:
-    """A fixed list of episodes by the paper's protocol (`ldis`): every image that can be a query once, its class
-    uniform among its eligible ones, the references uniform among those that the pairing allows.
-
-    The list depends on the data set and the source, its seed included, and on nothing else. An episode stays what it is
-    when the list is cut short, and its first references stay when more are asked for.
-
-    Args:
-        index: the data set.
-        source: the rules.
-        references: K, references of an episode.
-
-    Raises:
-        UserError: the source allows no episode.
-    """
-
-    protocol = "ldis"
-
-    def __init__(self, index: ShardIndex, source: EpisodeSource, references: int = 1) -> None:
-        self.index, self.source, self.references = index, source, references
-        catalogue = Catalogue(index, source)
-        self.rules, self.treatment = catalogue.rules(), catalogue.treatment
-        pool = catalogue.pool()
-        draws = Draws.of((EVALUATION, source.seed), len(pool.queries), references)
-        class_id = pool.draw_classes(draws.class_choice)
-        self.episodes: list[Episode] = []
-        for i in even_subset(len(pool.queries), source.episodes, source.seed):
-            query = catalogue.frame(int(pool.queries[i]))
-            pools = (pool.members.__getitem__,)
-            shown, rows = draw_references(catalogue, pools, query, int(class_id[i]), draws, i)
-            self.episodes.append(Episode(query.row, rows, int(class_id[i]), int(draws.seed[i]), shown))
-
-    def __len__(self) -> int:
-        """Number of episodes."""
-        return len(self.episodes)
-
-    def subset(self, episodes: int | None) -> "EvaluationPlan":
-        """The same plan cut to an even, seeded subset of at most so many episodes."""
-        part = copy(self)
-        part.episodes = [self.episodes[i] for i in even_subset(len(self), episodes, self.source.seed)]
-        return part
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 of the protocol, the data set's hash, the rules and all episodes, in hexadecimal digits."""
-        content = [self.protocol, PLAN_VERSION, self.index.hash, self.rules, self.episodes]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def draw_references(
-    catalogue: Catalogue,
-    pools: Sequence[Callable[[int], Members]],
-    query: Frame,
-    class_id: int,
-    draws: Draws,
-    i: int,
-) -> tuple[int, tuple[int, ...]]:
-    """The class that the references of episode i show, and their K rows.
-
-    They are drawn from the first pool with K candidates, else from the last one. Where that has fewer than K, all of
-    them are taken and then repeated in the same order.
-
-    Args:
-        catalogue: the data set and the rules.
-        pools: functions class -> members, the preferred one first and the whole class last.
-        query: the query.
-        class_id: its class.
-        draws: the random numbers.
-        i: which of them.
-
-    Raises:
-        UserError: the treatment wants another class and none has a candidate.
-    """
-    for shown in catalogue.treatment.shown_classes(class_id, catalogue.classes, float(draws.shown_choice[i])):
-        for pool in pools:
-            candidates = catalogue.pairing.candidates(query, pool(shown))
-            if len(candidates) >= draws.reference_choice.shape[1] or (len(candidates) and pool is pools[-1]):
-                return shown, choose(candidates, draws.reference_choice[i])
-    raise UserError(
-        f"{catalogue.source.shards}: {catalogue.index.key(query.row)} has no reference of another class to show "
-        f"under these rules: {catalogue.rules()}. Take another pairing, more classes, or the treatment Intact."
-    )
-
-
-def choose(candidates: np.ndarray, draws: np.ndarray) -> tuple[int, ...]:
-    """K different candidates, uniformly (the first K steps of a Fisher-Yates shuffle); fewer than K are repeated in
-    order.
-
-    Args:
-        candidates: (m,) rows, m >= 1.
-        draws: (K,) uniform numbers in [0, 1).
-    """
-    moved: dict[int, int] = {}
-    chosen = []
-    for i, draw in enumerate(draws[: len(candidates)].tolist()):
-        j = min(i + int(draw * (len(candidates) - i)), len(candidates) - 1)
-        chosen.append(int(candidates[moved.get(j, j)]))
-        moved[j] = moved.get(i, i)
-    return tuple(chosen[k % len(chosen)] for k in range(len(draws)))
 
 
 def _prefixed(rules: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From a data set's index to its queries, their classes and those who can answer them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,15 @@ class Catalogue:
         source: the rules.
 
     Raises:
-        UserError: a class of the source does not exist, or no row can be a query.
+        UserError: a class of the source does not exist, or a number is out of range.
     """
 
     def __init__(self, index: ShardIndex, source: EpisodeSource) -> None:
         self.index, self.source = index, source
+        for name, least in {"min_pixels": 1, "episodes": 1, "seed": 0}.items():
+            value = getattr(source, name)
+            if value is not None and value < least:
+                raise UserError(f"{source.shards}: `{name}` is {value}, and must be {least} or more.")
         self.pairing, self.treatment = source.pairing or AcrossImages(), source.treatment or Intact()
         unknown = sorted(set(source.classes or ()) - set(index.classes))
         if unknown:
@@ -61,18 +65,21 @@ class Catalogue:
         self._is_query = np.zeros(len(index), dtype=bool)
         for class_id, eligible in self._eligible.items():
             self._is_query[index.rows_of_class(class_id)[eligible]] = True
-        if not self._is_query.any():
-            raise UserError(
-                f"{source.shards}: no image can be a query, as none has a reference under these rules: {self.rules()}"
-            )
 
     def rules(self) -> dict[str, Any]:
         """The rules without the folder, as plain values: what a checkpoint and a manifest record."""
-        rules = {name: value for name, value in vars(self.source).items() if name != "shards"}
-        return rules | {"pairing": _describe(self.pairing), "treatment": _describe(self.treatment)}
+        rules = {
+            field.name: getattr(self.source, field.name) for field in fields(EpisodeSource) if field.name != "shards"
+        }
+        return rules | {"pairing": describe(self.pairing), "treatment": describe(self.treatment)}
 
     def limit_queries(self, wanted: int | None) -> None:
-        """Keep only an even, seeded subset of the queries. References are still drawn from all rows."""
+        """Keep only an even, seeded subset of the queries. References are still drawn from all rows.
+
+        Raises:
+            UserError: no row can be a query.
+        """
+        self._require_queries()
         rows = np.flatnonzero(self._is_query)
         self._is_query[:] = False
         self._is_query[rows[even_subset(len(rows), wanted, self.source.seed)]] = True
@@ -91,7 +98,12 @@ class Catalogue:
         return self._as_members(self.index.rows_of_class(class_id)[self._usable(class_id, slice(None))])
 
     def pool(self, shards: np.ndarray | None = None) -> Pool:
-        """What some shards hold (None: all of them). Time and memory grow with them, not with the data set."""
+        """What some shards hold (None: all of them). Time and memory grow with them, not with the data set.
+
+        Raises:
+            UserError: no row of the data set can be a query.
+        """
+        self._require_queries()
         shards = np.arange(len(self.index.shard_paths)) if shards is None else np.sort(shards)
         start, end = self._shard_start[shards], self._shard_start[shards + 1]
         members, query_rows, query_classes = {}, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -107,6 +119,13 @@ class Catalogue:
         order = np.argsort(rows, kind="stable")
         queries, first = np.unique(rows[order], return_index=True)
         return Pool(queries, np.append(first, len(rows)), classes[order], members)
+
+    def _require_queries(self) -> None:
+        if not self._is_query.any():
+            raise UserError(
+                f"{self.source.shards}: no image can be a query, as none has a reference under these rules: "
+                f"{self.rules()}"
+            )
 
     def _usable(self, class_id: int, entries: np.ndarray | slice) -> np.ndarray:
         return self.index.pixels(class_id)[entries] >= self.source.min_pixels
@@ -125,7 +144,8 @@ def pick(draws: np.ndarray, counts: np.ndarray | int) -> np.ndarray:
     return np.minimum((draws * counts).astype(np.int64), np.asarray(counts) - 1)
 
 
-def _describe(component: object) -> str:
+def describe(component: object) -> str:
+    """A component with its settings, e.g. `Hidden()`."""
     settings = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(component).items()))
     return f"{type(component).__qualname__}({settings})"
 

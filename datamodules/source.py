@@ -18,6 +18,7 @@ class Episode(NamedTuple):
     class_id: int
     seed: int  # in 0 .. 2**63 - 1
     reference_class: int  # what the references show: `class_id`, unless the treatment is `Swapped`
+    source: int = 0  # which data set of a mixture the rows belong to
 
 
 @dataclass
@@ -44,6 +45,18 @@ class EpisodeSource:
     seed: int = 0
 
 
+@dataclass
+class TrainingSource(EpisodeSource):
+    """One data set of a training mixture; otherwise as `EpisodeSource`.
+
+    Args:
+        weight: its weight in the mixture, see `Mixing`. Without effect where it is the only one.
+        shards: see `EpisodeSource`, as are pairing, treatment, classes, min_pixels, episodes and seed.
+    """
+
+    weight: float = 1.0
+
+
 def uniforms(key: Sequence[int], count: int) -> np.ndarray:
     """(count,) float64 uniform numbers in [0, 1), a pure function of the key.
 
@@ -66,4 +79,4 @@ def even_subset(count: int, wanted: int | None, seed: int) -> np.ndarray:
 
 
 # First numbers of the keys of `uniforms`, so that equal seeds of different uses give independent numbers.
-TRAINING, EVALUATION, SUBSET = 1, 2, 3
+TRAINING, EVALUATION, SUBSET, MIXTURE, REFERENCES = 1, 2, 3, 4, 5

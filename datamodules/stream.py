@@ -13,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 from webdataset.pipeline import DataPipeline
 
-from ldis_lightning.datamodules.fetch import Collate, Fetch, Step
+from ldis_lightning.datamodules.fetch import Step
+from ldis_lightning.datamodules.mixture import MixturePlan
 from ldis_lightning.datamodules.plan import TrainingPlan
-from ldis_lightning.datamodules.source import Episode
-from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.datamodules.source import REFERENCES, Episode, uniforms
+from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.errors import UserError
 
 
@@ -27,22 +28,33 @@ class TrainingSteps:
     Args:
         plan: the training plan.
         start: number of the first global batch.
+        fewest_references: every global batch has a number of references of its own, uniform from here to the plan's.
         rank: takes episodes `rank::world` of each global batch. Given explicitly, because spawned workers do not know
             it.
         world: number of ranks.
     """
 
-    plan: TrainingPlan
+    plan: TrainingPlan | MixturePlan
     start: int
+    fewest_references: int | None = None
     rank: int = 0
     world: int = 1
 
     def __call__(self) -> Iterator[Step]:
         """Steps of this worker."""
-        worker, workers = _worker()
+        worker, workers = this_worker()
         for number in count(self.start + worker, workers):
             episodes = self.plan.batch(number, self.rank, self.world)
-            yield Step(episodes, [True] * len(episodes))
+            kept = self.references(number, len(episodes[0].references))
+            episodes = [episode._replace(references=episode.references[:kept]) for episode in episodes]
+            yield Step(episodes, [True] * len(episodes), [-1] * len(episodes))
+
+    def references(self, number: int, most: int) -> int:
+        """K of a global batch, equal on all ranks."""
+        if self.fewest_references is None:
+            return most
+        draw = uniforms((REFERENCES, self.plan.seed, number), 1)[0]
+        return min(most, self.fewest_references + int(draw * (most - self.fewest_references + 1)))
 
 
 @dataclass
@@ -64,12 +76,14 @@ class EvaluationSteps:
 
     def __call__(self) -> Iterator[Step]:
         """Steps of this worker."""
-        worker, workers = _worker()
+        worker, workers = this_worker()
         last = len(self.episodes) - 1
         positions = range(self.rank, self.world * self._episodes_per_rank(), self.world)
         for number in range(worker, len(self), workers):
             part = positions[number * self.batch_size : (number + 1) * self.batch_size]
-            yield Step([self.episodes[min(p, last)] for p in part], [p <= last for p in part])
+            valid = [p <= last for p in part]
+            places = [p if p <= last else -1 for p in part]
+            yield Step([self.episodes[min(p, last)] for p in part], valid, places)
 
     def _episodes_per_rank(self) -> int:
         return -(-len(self.episodes) // self.world)
@@ -89,9 +103,9 @@ class Workers:
     start_method: str | None = None
     pin_memory: bool = False
 
-    def load(self, source: TrainingSteps | EvaluationSteps, fetch: Fetch) -> DataLoader:
-        """A loader over the source's batches, in the source's order whatever the number of workers."""
-        pipeline: Any = DataPipeline(source, fetch, Collate(originals=isinstance(source, EvaluationSteps)))
+    def load(self, *stages: Callable[..., Any]) -> DataLoader:
+        """A loader over the batches of a pipeline, in the order of its first stage whatever the number of workers."""
+        pipeline: Any = DataPipeline(*stages)
         return DataLoader(
             pipeline,
             batch_size=None,
@@ -104,16 +118,22 @@ class Workers:
 
 
 class EvaluationLoader:
-    """What Lightning iterates over in evaluation: a loader with its true length that raises users' errors cleanly."""
+    """What Lightning iterates over in evaluation: a loader with its true length that raises users' errors cleanly.
 
-    def __init__(self, workers: Workers, source: EvaluationSteps, fetch: Fetch) -> None:
-        self._loader, self._length = workers.load(source, fetch), len(source)
+    Args:
+        workers: how batches are made ready.
+        steps: the number of batches of this rank.
+        stages: of the pipeline.
+    """
+
+    def __init__(self, workers: Workers, steps: int, *stages: Callable[..., Any]) -> None:
+        self._loader, self._length = workers.load(*stages), steps
 
     def __len__(self) -> int:
         """Number of batches."""
         return self._length
 
-    def __iter__(self) -> Iterator[EpisodeBatch]:
+    def __iter__(self) -> Iterator[EpisodeBatch | ClipBatch]:
         """All batches of this rank."""
         for batch in self._loader:
             yield _checked(batch)
@@ -165,7 +185,8 @@ class TrainingLoader:
         self._stream = None
 
 
-def _worker() -> tuple[int, int]:
+def this_worker() -> tuple[int, int]:
+    """Number of this loading process, and how many there are; (0, 1) in the training process."""
     info = get_worker_info()
     return (info.id, info.num_workers) if info else (0, 1)
 
@@ -174,7 +195,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _checked(batch: EpisodeBatch | UserError) -> EpisodeBatch:
+def _checked(batch: Any) -> Any:
     if isinstance(batch, UserError):
         raise batch
     return batch

@@ -51,3 +51,12 @@ class Hidden(ReferenceTreatment):
     def apply(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A grey picture and a mask of ones."""
         return np.full_like(image, MID_GREY), np.ones_like(mask)
+
+
+class ShiftedMask(ReferenceTreatment):
+    """The mask is moved by half the picture in both directions, what leaves it coming in again at the other side: a
+    model that heeds the mask, and not just what stands out in the picture, loses the concept."""
+
+    def apply(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The picture as it is."""
+        return image, np.roll(mask, (mask.shape[0] // 2, mask.shape[1] // 2), axis=(0, 1))

@@ -77,7 +77,7 @@ def with_parents(path: Path) -> list[Path]:
         UserError: one of them does not exist, is no YAML mapping, or extends itself.
     """
     chain = [path]
-    while parent := _read_mapping(chain[0]).get("extends"):
+    while parent := read_mapping(chain[0]).get("extends"):
         if not isinstance(parent, str):
             raise UserError(f"config `{chain[0]}`: `extends` must name one file, not {parent!r}")
         beside = chain[0].parent / parent
@@ -87,7 +87,12 @@ def with_parents(path: Path) -> list[Path]:
     return chain
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a config file.
+
+    Raises:
+        UserError: it is no YAML mapping; the message names the file and the line.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:

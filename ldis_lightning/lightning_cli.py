@@ -1,6 +1,7 @@
 """fit, validate, test and predict: Lightning's command line with our links, defaults and messages."""
 
 import importlib
+import json
 import logging
 import pkgutil
 import sys
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ldis_lightning.callbacks import ResultTable
-from ldis_lightning.config_files import resolve_configs, with_parents
+from ldis_lightning.config_files import read_mapping, resolve_configs, with_parents
 from ldis_lightning.datamodules import EpisodeDataModule
 from ldis_lightning.errors import UserError
 from ldis_lightning.parse_errors import explain
@@ -83,6 +84,8 @@ class LDISCLI(LightningCLI):
         self.parse_only = not run
         import_components()
         options, self.config_paths = resolve_configs(options)
+        if command != "fit":
+            options = [*model_of_checkpoint(options, self.config_paths), *options]
         strict = {"allow_abbrev": False}  # `--trainer.max_epoch=3` is a mistake, not max_epochs
         super().__init__(
             datamodule_class=EpisodeDataModule,
@@ -160,9 +163,18 @@ class LDISCLI(LightningCLI):
     def after_fit(self) -> None:
         """Score the weights as they are after training, in the same process."""
         if self.config_init[self.command]["score_after_fit"]:
-            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-            has_own_table = any(isinstance(callback, ResultTable) for callback in callbacks)
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=not has_own_table)
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=not self._has_own_table())
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's table of a test says what ours says, at greater length."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "test" and self._has_own_table():
+            kwargs["verbose"] = False
+        return kwargs
+
+    def _has_own_table(self) -> bool:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(callback, ResultTable) for callback in callbacks)
 
 
 def parse_fit(options: Sequence[str]) -> tuple[LDISParser, Namespace]:
@@ -176,6 +188,37 @@ def parse_fit(options: Sequence[str]) -> tuple[LDISParser, Namespace]:
     """
     cli = LDISCLI("fit", options, run=False)
     return cli._subcommand_parsers["fit"], cli.config["fit"]  # type: ignore[return-value]
+
+
+def model_of_checkpoint(options: Sequence[str], configs: Sequence[Path]) -> list[str]:
+    """The model of the run that a checkpoint is from, as options to put first, where no config or option names a model.
+
+    A config of evaluation sets alone, such as `configs/benchmark.yaml`, can so be run on any checkpoint. The run's
+    `config.yaml` lies beside the checkpoint or in the folder above.
+
+    Raises:
+        UserError: no model is named, and the run's config is not where it was written.
+    """
+    contents = [read_mapping(file) for path in configs for file in with_parents(path)]
+    if any("class_path" in (content.get("model") or {}) for content in contents):
+        return []
+    if any(option.partition("=")[0] in ("--model", "--model.class_path") for option in options):
+        return []
+    following = dict(zip(options, [*options[1:], ""], strict=True))
+    flags = dict(option.split("=", 1) for option in options if option.startswith("--ckpt_path="))
+    checkpoint = flags.get("--ckpt_path") or following.get("--ckpt_path")
+    if not checkpoint or not Path(checkpoint).exists():
+        return []
+    places = [folder / "config.yaml" for folder in (Path(checkpoint).parent, Path(checkpoint).parent.parent)]
+    saved = next((place for place in places if place.is_file()), None)
+    if saved is None:
+        raise UserError(
+            f"no config names a model, and the run of {checkpoint} has left no {places[1]} to take it from: "
+            "add the `--config` that it was trained with."
+        )
+    run = read_mapping(saved)
+    kept = {"model": run.get("model"), "data": {"image_size": (run.get("data") or {}).get("image_size", 64)}}
+    return ["--config", json.dumps(kept)]
 
 
 def import_components() -> None:

@@ -4,13 +4,17 @@ from ldis_lightning.instruction.extractor import Instruction, InstructionExtract
 from ldis_lightning.instruction.post_masks import CrossAttentionMask, NoPostMasking, PostMask, PrototypePooling
 from ldis_lightning.instruction.pre_masks import AlphaChannel, CropToMask, NoPreMasking, PixelProduct, PreMask, Prompt
 from ldis_lightning.instruction.prompt_encoder import PromptEncoder, TimmPromptEncoder
+from ldis_lightning.instruction.reference_fusion import ConcatenatedTokens, MajorityVote, MeanLogits, ReferenceFusion
 
 __all__ = [
     "AlphaChannel",
+    "ConcatenatedTokens",
     "CropToMask",
     "CrossAttentionMask",
     "Instruction",
     "InstructionExtractor",
+    "MajorityVote",
+    "MeanLogits",
     "NoPostMasking",
     "NoPreMasking",
     "PixelProduct",
@@ -19,5 +23,6 @@ __all__ = [
     "Prompt",
     "PromptEncoder",
     "PrototypePooling",
+    "ReferenceFusion",
     "TimmPromptEncoder",
 ]

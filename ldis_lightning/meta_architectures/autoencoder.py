@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from ldis_lightning.alignment import Augmented
-from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.meta_architectures.base import EpisodeModule
 from ldis_lightning.optim import LearningRateSchedule
 from ldis_lightning.randomness import uniform
@@ -77,7 +77,7 @@ class AutoencoderTrainer(EpisodeModule):
         self.latent_weight = latent_weight
         self.register_buffer("latent_variance", torch.ones(()))  # a running mean: a resumed run needs it
 
-    def round_trip(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Encode and decode: (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), unscaled, and pictures (B, 3, H, W)."""
         latent = self.vae.encode(picture).latent_dist.mode()
         return latent, self.vae.decode(latent).sample
@@ -89,7 +89,7 @@ class AutoencoderTrainer(EpisodeModule):
         gamma = (self.max_gamma * draw[:, 0] * (draw[:, 1] < 0.5))[:, None, None, None]
         masked = (1 - gamma) * self.pseudo_mask.vanilla(mask) + gamma * image
         pictures = image[::2]
-        latent, decoded = self.round_trip(torch.cat([pictures, masked]))  # (1.5 B, ...)
+        latent, decoded = self.reconstruct(torch.cat([pictures, masked]))  # (1.5 B, ...)
         decoded, decoded_masks = decoded[: len(pictures)], decoded[len(pictures) :]
         logits = self.pseudo_mask.logits(decoded_masks - gamma * image, image)  # (B, H, W)
         terms = {
@@ -102,10 +102,14 @@ class AutoencoderTrainer(EpisodeModule):
         total = terms["image"] + terms["pseudo_mask"] + self.mask_weight * terms["mask"]
         return {"loss": total + self.latent_weight * latent.square().mean(), **terms}
 
-    def batch_logits(self, batch: EpisodeBatch) -> Tensor:
-        """Logits of the queries' own masks after one round trip: (B, H, W)."""
-        picture = self.pseudo_mask.encode(batch["query_mask"], batch["query_image"], batch["seed"])
-        return self.pseudo_mask.logits(self.round_trip(picture)[1], batch["query_image"])
+    def round_trip(self, query: Tensor, mask: Tensor, seed: Tensor) -> Tensor:
+        """See `EpisodeModule`."""
+        picture = self.pseudo_mask.encode(mask, query, seed)
+        return self.pseudo_mask.logits(self.reconstruct(picture)[1], query)
+
+    def logits(self, batch: EpisodeBatch | ClipBatch) -> Tensor:
+        """Logits of the queries' own masks after one round trip: what is scored."""
+        return self.round_trip_logits(batch)
 
     @rank_zero_only
     def on_fit_end(self) -> None:

@@ -9,18 +9,26 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from ldis_lightning.alignment import PseudoMask
-from ldis_lightning.episode import EpisodeBatch
-from ldis_lightning.evaluation.metrics import EpisodeIoU, SetResult
-from ldis_lightning.evaluation.scoring import score_batch
-from ldis_lightning.instruction import Instruction, InstructionExtractor
+from ldis_lightning.episode import ClipBatch, EpisodeBatch
+from ldis_lightning.evaluation.scores import EpisodeScores, SetResult
+from ldis_lightning.evaluation.scoring import Scoreboard, score_batch, score_clip
+from ldis_lightning.instruction import ConcatenatedTokens, Instruction, InstructionExtractor, ReferenceFusion
+from ldis_lightning.instruction.reference_fusion import separated
 from ldis_lightning.latent import Autoencoder, Denoiser
 from ldis_lightning.optim import LearningRateSchedule
+
+
+def concept_masks(batch: ClipBatch) -> Tensor:
+    """The true mask of each concept in each frame: (F, C, H, W) uint8 {0, 1, 255}."""
+    numbers = torch.arange(1, len(batch["class_id"]) + 1, device=batch["labels"].device)[:, None, None]
+    labels = batch["labels"][:, None]  # (F, 1, H, W)
+    return torch.where(labels == 255, 255, (labels == numbers).to(torch.uint8))
 
 
 class EpisodeModule(L.LightningModule):
     """A LightningModule that is trained on episodes and scored by its mask logits for the queries.
 
-    Subclasses implement `training_loss` and `batch_logits`.
+    Subclasses implement `training_loss`, `batch_logits` and, for clips, `clip_logits`.
 
     Args:
         optimizer: from parameters to an optimizer, e.g. `torch.optim.AdamW` with its learning rate.
@@ -29,8 +37,8 @@ class EpisodeModule(L.LightningModule):
     Attributes:
         results: for each stage that has been scored (`val`, `test`), the result of each evaluation set.
 
-    Logs `train/<loss>` in training and `<stage>/<set>/miou`, `<stage>/<set>/fb_iou` in evaluation. The sets' names
-    come from the datamodule's `evaluation_names`; without one they are "0", "1", ...
+    Logs `train/<loss>` in training and `<stage>/<set>/<score>` in evaluation, e.g. `test/novel/miou`. The sets and how
+    they are scored are the datamodule's: `evaluation_names` and `scoreboard(stage, name)`.
     """
 
     def __init__(self, optimizer: OptimizerCallable, schedule: LearningRateSchedule) -> None:
@@ -38,7 +46,8 @@ class EpisodeModule(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.results: dict[str, dict[str, SetResult]] = {}
-        self._metrics = nn.ModuleDict()  # "<stage>/<set>" -> EpisodeIoU
+        self._boards: dict[str, Scoreboard] = {}  # "<stage>/<set>" -> how it is scored
+        self._scores = nn.ModuleDict()  # "<stage>/<set>" -> EpisodeScores
 
     def training_loss(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Losses of a batch on the device: `"loss"` is what is minimised, the others are logged."""
@@ -47,6 +56,37 @@ class EpisodeModule(L.LightningModule):
     def batch_logits(self, batch: EpisodeBatch) -> Tensor:
         """Mask logits of the queries: (B, H, W), foreground where > 0."""
         raise NotImplementedError(f"{type(self).__name__} must implement batch_logits(batch)")
+
+    def clip_logits(self, batch: ClipBatch) -> Tensor:
+        """Mask logits of C concepts in F frames: (F, C, H, W), each concept by itself, foreground where > 0."""
+        raise NotImplementedError(f"{type(self).__name__} must implement clip_logits(batch)")
+
+    def logits(self, batch: EpisodeBatch | ClipBatch) -> Tensor:
+        """Mask logits of a batch: (B, H, W), or (F, C, H, W) of a clip's."""
+        return self.clip_logits(batch) if "context" in batch else self.batch_logits(batch)
+
+    def round_trip(self, query: Tensor, mask: Tensor, seed: Tensor) -> Tensor:
+        """What the autoencoder leaves of true masks: as pseudo-masks through D(E(.)), and back to logits. It is the
+        ceiling of every model that predicts such latents.
+
+        Args:
+            query: (B, 3, H, W) in [-1, 1].
+            mask: (B, H, W) uint8 {0, 1, 255}.
+            seed: (B,) int64.
+
+        Returns:
+            (B, H, W), foreground where > 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement round_trip(query, mask, seed)")
+
+    def round_trip_logits(self, batch: EpisodeBatch | ClipBatch) -> Tensor:
+        """`round_trip` of a batch's own masks, in the shape of `logits`."""
+        if "context" not in batch:
+            return self.round_trip(batch["query_image"], batch["query_mask"], batch["seed"])
+        masks = concept_masks(batch)  # (F, C, H, W)
+        frames, concepts = masks.shape[:2]
+        query = batch["query_image"].repeat_interleave(concepts, 0)  # (F*C, 3, H, W)
+        return self.round_trip(query, masks.flatten(0, 1), batch["seed"].flatten()).unflatten(0, (frames, concepts))
 
     def trainable_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that the optimiser gets."""
@@ -72,17 +112,21 @@ class EpisodeModule(L.LightningModule):
         )
         return losses["loss"]
 
-    def validation_step(self, batch: EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Score a batch of an evaluation set; returns `{"logits": (B, H, W)}` for callbacks to look at."""
+    def validation_step(
+        self, batch: EpisodeBatch | ClipBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Score a batch; returns `{"logits": (B, H, W)}`, of a clip `(F, C, H, W)`, for callbacks."""
         return self._evaluation_step("val", batch, dataloader_idx)
 
-    def test_step(self, batch: EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def test_step(self, batch: EpisodeBatch | ClipBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As `validation_step`."""
         return self._evaluation_step("test", batch, dataloader_idx)
 
-    def predict_step(self, batch: EpisodeBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Returns `{"logits": (B, H, W)}`."""
-        return {"logits": self.batch_logits(batch)}
+    def predict_step(
+        self, batch: EpisodeBatch | ClipBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Returns `{"logits": ...}` as `validation_step`."""
+        return {"logits": self.logits(batch)}
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results of the stage."""
@@ -92,33 +136,38 @@ class EpisodeModule(L.LightningModule):
         """As `on_validation_epoch_end`."""
         self._finish("test")
 
-    def episode_metrics(self, stage: str) -> dict[str, EpisodeIoU]:
-        """The metric of each evaluation set of a stage, by the set's name."""
-        return {
-            key.split("/", 1)[1]: metric  # pyright: ignore[reportReturnType]
-            for key, metric in self._metrics.items()
-            if key.split("/", 1)[0] == stage
-        }
-
-    def _evaluation_step(self, stage: str, batch: EpisodeBatch, dataloader_idx: int) -> dict[str, Tensor]:
-        logits = self.batch_logits(batch)  # (B, H, W)
-        score_batch(self._metric(stage, dataloader_idx), logits, batch)
+    def _evaluation_step(self, stage: str, batch: EpisodeBatch | ClipBatch, dataloader_idx: int) -> dict[str, Tensor]:
+        logits = self.logits(batch)
+        key = self._open_scores(stage, dataloader_idx)
+        board = self._boards[key]
+        counted = score_clip(board, logits, batch) if "context" in batch else score_batch(board, logits, batch)
+        self._scores[key].update(*counted)  # pyright: ignore[reportCallIssue]
         return {"logits": logits}
 
-    def _metric(self, stage: str, dataloader_idx: int) -> EpisodeIoU:
-        names = getattr(getattr(self.trainer, "datamodule", None), "evaluation_names", None)
-        key = f"{stage}/{names[dataloader_idx] if names else dataloader_idx}"
-        if key not in self._metrics:
-            self._metrics[key] = EpisodeIoU().to(self.device)
-        return self._metrics[key]  # pyright: ignore[reportReturnType]
+    def _open_scores(self, stage: str, dataloader_idx: int) -> str:
+        """The key of a set's scores, which are made when its first batch comes."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not hasattr(datamodule, "scoreboard"):
+            raise RuntimeError("evaluation needs a datamodule with `evaluation_names` and `scoreboard(stage, name)`")
+        name = datamodule.evaluation_names[dataloader_idx]  # pyright: ignore[reportOptionalMemberAccess]
+        key = f"{stage}/{name}"
+        if key not in self._scores:
+            board = self._boards[key] = datamodule.scoreboard(stage, name)  # pyright: ignore[reportOptionalMemberAccess]
+            self._scores[key] = EpisodeScores(board.measure, board.table).to(self.device)
+        return key
 
     def _finish(self, stage: str) -> None:
-        self.results[stage] = {name: metric.result() for name, metric in self.episode_metrics(stage).items()}
+        scores: dict[str, EpisodeScores] = {
+            key: value for key, value in self._scores.items() if key.startswith(f"{stage}/")
+        }  # pyright: ignore
+        self.results[stage] = {
+            key.split("/", 1)[1]: metric.result(confidence=stage == "test") for key, metric in scores.items()
+        }
         for name, result in self.results[stage].items():
-            self.log(f"{stage}/{name}/miou", result.miou, sync_dist=self.trainer.world_size > 1)
-            self.log(f"{stage}/{name}/fb_iou", result.fb_iou, sync_dist=self.trainer.world_size > 1)
-        for metric in self.episode_metrics(stage).values():
-            metric.reset()
+            values = {f"{stage}/{name}/{score}": value for score, value in result.scores.items()}
+            self.log_dict(values, sync_dist=self.trainer.world_size > 1)
+        for key in scores:  # another datamodule may come next
+            del self._scores[key], self._boards[key]
 
 
 class InContextSegmenter(EpisodeModule):
@@ -132,6 +181,7 @@ class InContextSegmenter(EpisodeModule):
         autoencoder: frozen E and D.
         denoiser: recipe of the U-Net, built to fit the autoencoder's latents and the instruction's tokens.
         optimizer, schedule: see `EpisodeModule`.
+        reference_fusion: how K references become one answer in evaluation; null for ConcatenatedTokens.
     """
 
     def __init__(
@@ -142,14 +192,17 @@ class InContextSegmenter(EpisodeModule):
         denoiser: Denoiser,
         optimizer: OptimizerCallable,
         schedule: LearningRateSchedule,
+        reference_fusion: ReferenceFusion | None = None,
     ) -> None:
         super().__init__(optimizer, schedule)
         self.instruction = instruction
+        self.reference_fusion = reference_fusion or ConcatenatedTokens()
+        self._context: tuple[str, Instruction] | None = None
         self.pseudo_mask = pseudo_mask
         self.autoencoder = autoencoder
         self.unet = denoiser.build(autoencoder.latent_channels, instruction.width)
 
-    def encode_references(self, batch: EpisodeBatch) -> Instruction:
+    def encode_references(self, batch: EpisodeBatch | ClipBatch) -> Instruction:
         """The instruction of a batch's references; may be reused for any number of queries of the same references."""
         return self.instruction(batch["reference_image"], batch["reference_mask"])
 
@@ -163,22 +216,87 @@ class InContextSegmenter(EpisodeModule):
             return_dict=False,
         )[0]
 
-    def predict_logits(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
-        """Mask logits of queries.
+    def predict_logits(
+        self, query: Tensor, instruction: Instruction, seed: Tensor, query_of: Tensor | None = None
+    ) -> Tensor:
+        """Mask logits of queries. A query is encoded once, however many instructions it is asked with.
 
         Args:
-            query: (B, 3, H, W) in [-1, 1].
+            query: (Q, 3, H, W) in [-1, 1].
             instruction: of B rows.
             seed: (B,) int64, for what the sampler draws.
+            query_of: (B,) int64, which query each row of the instruction is for; None where row i is for query i.
 
         Returns:
             (B, H, W), foreground where > 0.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement predict_logits(query, instruction, seed)")
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement predict_logits(query, instruction, seed, query_of)"
+        )
+
+    def segment(
+        self, query: Tensor, instruction: Instruction, references: int, seed: Tensor, query_of: Tensor | None = None
+    ) -> Tensor:
+        """`predict_logits` for instructions of K references each, which `reference_fusion` makes one answer of.
+
+        Args:
+            query, instruction, seed, query_of: see `predict_logits`.
+            references: K.
+
+        Returns:
+            (B, H, W).
+        """
+        if references == 1 or not self.reference_fusion.separate:
+            return self.predict_logits(query, instruction, seed, query_of)
+        rows = torch.arange(len(seed), device=query.device) if query_of is None else query_of
+        repeated = (seed.repeat_interleave(references), rows.repeat_interleave(references))  # (B*K,) each
+        logits = self.predict_logits(query, separated(instruction, references), *repeated)  # (B*K, H, W)
+        return self.reference_fusion.merge(logits.unflatten(0, (-1, references)))
 
     def batch_logits(self, batch: EpisodeBatch) -> Tensor:
         """See `EpisodeModule`."""
-        return self.predict_logits(batch["query_image"], self.encode_references(batch), batch["seed"])
+        references = batch["reference_image"].shape[1]
+        return self.segment(batch["query_image"], self.encode_references(batch), references, batch["seed"])
+
+    def clip_logits(self, batch: ClipBatch) -> Tensor:
+        """See `EpisodeModule`. The references of a clip are encoded in its first step alone."""
+        frames, concepts = batch["seed"].shape
+        instruction = self._clip_instruction(batch)  # C rows
+        every = Instruction(*(part.repeat(frames, *[1] * (part.ndim - 1)) for part in instruction))  # F*C rows
+        query_of = torch.arange(frames, device=self.device).repeat_interleave(concepts)  # (F*C,)
+        references = batch["reference_image"].shape[1]
+        logits = self.segment(batch["query_image"], every, references, batch["seed"].flatten(), query_of)
+        return logits.unflatten(0, (frames, concepts))
+
+    def _clip_instruction(self, batch: ClipBatch) -> Instruction:
+        if self._context is None or self._context[0] != batch["context"]:
+            self._context = (batch["context"], self.encode_references(batch))
+        return self._context[1]
+
+    def forget(self) -> None:
+        """Forget the last clip's references: they may have been encoded with other weights."""
+        self._context = None
+
+    def on_train_start(self) -> None:
+        """Lightning's hook: see `forget`."""
+        self.forget()
+
+    def on_predict_start(self) -> None:
+        """Lightning's hook: see `forget`."""
+        self.forget()
+
+    def on_validation_start(self) -> None:
+        """Lightning's hook: see `forget`."""
+        self.forget()
+
+    def on_test_start(self) -> None:
+        """Lightning's hook: see `forget`."""
+        self.forget()
+
+    def round_trip(self, query: Tensor, mask: Tensor, seed: Tensor) -> Tensor:
+        """See `EpisodeModule`."""
+        picture = self.pseudo_mask.encode(mask, query, seed)
+        return self.decode_logits(self.autoencoder.encode(picture), query)
 
     def decode_logits(self, latent: Tensor, query: Tensor) -> Tensor:
         """Predicted pseudo-mask latents (B, C, h, w) and their queries (B, 3, H, W) -> logits (B, H, W)."""

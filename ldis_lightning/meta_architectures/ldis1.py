@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldis_lightning.alignment import PseudoMask
 from ldis_lightning.episode import EpisodeBatch
 from ldis_lightning.errors import UserError
-from ldis_lightning.instruction import Instruction, InstructionExtractor
+from ldis_lightning.instruction import Instruction, InstructionExtractor, ReferenceFusion
 from ldis_lightning.latent import Autoencoder, Denoiser
 from ldis_lightning.losses import Alignment, AlignmentLoss
 from ldis_lightning.meta_architectures.base import InContextSegmenter
@@ -28,7 +28,8 @@ class LDIS1(InContextSegmenter):
         timestep: t in [0, 999]; the denoiser is told it and, with `add_noise`, the input is noised to it. The released
             code uses 0.
         add_noise: noise the query's latent; False leaves `z_t = z_q` at any timestep, as the released code does.
-        instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule: see `InContextSegmenter`.
+        instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion: see
+            `InContextSegmenter`.
 
     Raises:
         UserError: `timestep` is out of range or there is no loss.
@@ -48,8 +49,9 @@ class LDIS1(InContextSegmenter):
         schedule: LearningRateSchedule,
         timestep: int = 0,
         add_noise: bool = False,
+        reference_fusion: ReferenceFusion | None = None,
     ) -> None:
-        super().__init__(instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule)
+        super().__init__(instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion)
         if not 0 <= timestep <= 999:
             raise UserError(f"model.timestep: must be in 0 .. 999, got {timestep}.")
         if not losses:
@@ -62,10 +64,13 @@ class LDIS1(InContextSegmenter):
         self.register_buffer("signal", abar.sqrt(), persistent=False)
         self.register_buffer("noise", (1 - abar).sqrt(), persistent=False)
 
-    def predict_latent(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
+    def predict_latent(
+        self, query: Tensor, instruction: Instruction, seed: Tensor, query_of: Tensor | None = None
+    ) -> Tensor:
         """z~, the predicted pseudo-mask latent (B, C, h, w); arguments as in `predict_logits`."""
         # The encoder's distribution is sampled in training only: a prediction should not depend on chance.
-        latent = self.autoencoder.encode(query, seed if self.training else None)  # (B, C, h, w)
+        latent = self.autoencoder.encode(query, seed if self.training else None)  # (Q, C, h, w)
+        latent = latent if query_of is None else latent[query_of]  # (B, C, h, w)
         if self.add_noise:
             latent = self.signal * latent + self.noise * normal(seed, "ldis1", tuple(latent.shape[1:]))
         return self.denoise(latent, self.timestep, instruction)
@@ -87,6 +92,9 @@ class LDIS1(InContextSegmenter):
         total = torch.stack([loss.weight * value for loss, value in zip(self.losses, values, strict=True)]).sum()  # pyright: ignore
         return {"loss": total, **{type(loss).__name__: value for loss, value in zip(self.losses, values, strict=True)}}
 
-    def predict_logits(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
+    def predict_logits(
+        self, query: Tensor, instruction: Instruction, seed: Tensor, query_of: Tensor | None = None
+    ) -> Tensor:
         """See `InContextSegmenter`."""
-        return self.decode_logits(self.predict_latent(query, instruction, seed), query)
+        latent = self.predict_latent(query, instruction, seed, query_of)
+        return self.decode_logits(latent, query if query_of is None else query[query_of])

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldis_lightning.alignment import PseudoMask
 from ldis_lightning.episode import EpisodeBatch
 from ldis_lightning.errors import UserError
-from ldis_lightning.instruction import Instruction, InstructionExtractor
+from ldis_lightning.instruction import Instruction, InstructionExtractor, ReferenceFusion
 from ldis_lightning.latent import Autoencoder, Denoiser
 from ldis_lightning.latent.denoiser import widen_unet_input
 from ldis_lightning.meta_architectures.base import InContextSegmenter
@@ -87,7 +87,8 @@ class LDISn(InContextSegmenter):
         scale_query: multiply the query latent by the autoencoder's scaling factor; the released code does not.
         null_keeps_mask: the null instruction is attended to through the sample's own attention mask, as in the
             released code; False attends to all of it.
-        instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule: see `InContextSegmenter`.
+        instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion: see
+            `InContextSegmenter`.
 
     Raises:
         UserError: the scheduler has no `alphas_cumprod` or predicts something else than epsilon, v or the sample.
@@ -109,8 +110,9 @@ class LDISn(InContextSegmenter):
         steps: int = 20,
         scale_query: bool = False,
         null_keeps_mask: bool = True,
+        reference_fusion: ReferenceFusion | None = None,
     ) -> None:
-        super().__init__(instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule)
+        super().__init__(instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion)
         widen_unet_input(self.unet, autoencoder.latent_channels)
         self.scheduler = scheduler
         self.prediction_type = _checked_prediction_type(scheduler)
@@ -162,9 +164,12 @@ class LDISn(InContextSegmenter):
         return {"loss": (error * weight).sum() / weight.sum().clamp_min(1)}
 
     @torch.no_grad()
-    def sample_latent(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
+    def sample_latent(
+        self, query: Tensor, instruction: Instruction, seed: Tensor, query_of: Tensor | None = None
+    ) -> Tensor:
         """Sample the pseudo-mask's latent from pure noise; arguments as in `predict_logits` -> (B, C, h, w)."""
-        condition = self.encode_query(query)  # (B, C, h, w)
+        condition = self.encode_query(query)  # (Q, C, h, w)
+        condition = condition if query_of is None else condition[query_of]  # (B, C, h, w)
         if self.guidance.needed:  # in the order of eq. 10: e(0,0), e(z_q,0), e(z_q,tau)
             null = self.null_instruction(instruction)
             condition = torch.cat([torch.zeros_like(condition), condition, condition])  # (3B, C, h, w)
@@ -182,9 +187,12 @@ class LDISn(InContextSegmenter):
             latent = self.scheduler.step(prediction, timestep, latent, **extra).prev_sample  # pyright: ignore
         return latent
 
-    def predict_logits(self, query: Tensor, instruction: Instruction, seed: Tensor) -> Tensor:
+    def predict_logits(
+        self, query: Tensor, instruction: Instruction, seed: Tensor, query_of: Tensor | None = None
+    ) -> Tensor:
         """See `InContextSegmenter`."""
-        return self.decode_logits(self.sample_latent(query, instruction, seed), query)
+        latent = self.sample_latent(query, instruction, seed, query_of)
+        return self.decode_logits(latent, query if query_of is None else query[query_of])
 
     def _levels(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t): (B,) -> twice (B, 1, 1, 1)."""
