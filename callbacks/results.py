@@ -10,20 +10,23 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ldis_lightning.callbacks.previews import Previews
 from ldis_lightning.callbacks.runs import run_folder, write_atomically
-from ldis_lightning.evaluation.metrics import SetResult
+from ldis_lightning.evaluation.rows import SCORE_NAMES
+from ldis_lightning.evaluation.scores import SetResult
 
 
 class ResultTable(Callback):
     """At the end of a test prints one line an evaluation set, and writes `results.json` and `per_class.csv`.
 
     It reads `pl_module.results["test"]`, a `SetResult` by set name, which the module fills in `on_test_epoch_end` on
-    every rank (`EpisodeIoU.result` gathers over ranks; Lightning runs that hook before this callback's `on_test_end`).
-    Every other metric that the module logged under `test/` goes into `results.json` as well. Class names are the
-    datamodule's `class_names(set_name) -> {id: name}`, where it has them. The files lie in the run's folder.
+    every rank (`EpisodeScores.result` gathers over ranks; Lightning runs that hook before this callback's
+    `on_test_end`). Every other metric that the module logged under `test/` goes into `results.json` as well. Class
+    names are the datamodule's `class_names(set_name) -> {id: name}`, where it has them. The files lie in the run's
+    folder.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,21 +40,32 @@ class ResultTable(Callback):
         write_results(folder / "results.json", results, names, logged, manifests(trainer, results))
         write_per_class(folder / "per_class.csv", results, names)
         console = Console()
-        if results:
-            console.print(result_table(results))
+        for table in result_tables(results):
+            console.print(table)
         for path in [*preview_paths(trainer), folder / "results.json"]:
-            console.print(_short(path), soft_wrap=True, highlight=False, markup=False)
+            console.print(short(path), soft_wrap=True, highlight=False, markup=False)
 
 
-def result_table(results: Mapping[str, SetResult]) -> Table:
-    """One line a set: mIoU, FB-IoU, number of episodes, number of classes."""
-    table = Table("set", title="test", title_justify="left")
-    for heading in ("mIoU", "FB-IoU", "episodes", "classes"):
-        table.add_column(heading, justify="right")
+def result_tables(results: Mapping[str, SetResult]) -> list[Table]:
+    """One line a set: its scores, the first with its interval, number of episodes, number of classes. Sets that are
+    scored alike share a table."""
+    tables: dict[tuple[str, ...], Table] = {}
     for name, result in results.items():
-        counts = (str(result.episodes), str(len(result.per_class)))
-        table.add_row(name, f"{result.miou:.4f}", f"{result.fb_iou:.4f}", *counts)
-    return table
+        scores = tuple(result.scores)
+        if scores not in tables:
+            tables[scores] = Table("set", title="test", title_justify="left")
+            for heading in (*(SCORE_NAMES.get(score, score) for score in scores), "episodes", "classes"):
+                tables[scores].add_column(heading, justify="right")
+        first, *others = (f"{score:.4f}" for score in result.scores.values())
+        episodes = str(result.episodes) if result.complete else f"{result.episodes} of {result.expected}"
+        first += interval_text(result.intervals.get(result.headline))
+        tables[scores].add_row(escape(name), escape(first), *others, episodes, str(len(result.per_class)))
+    return list(tables.values())
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """`" [0.66, 0.71]"`, or nothing."""
+    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def write_results(
@@ -63,17 +77,20 @@ def write_results(
 ) -> None:
     """Write everything as JSON, where NaN becomes null.
 
-    Keys: metrics {"test/<set>/miou": x}, per_class {set: {class: iou}}, episodes {set: n}, manifests {set: hash}.
+    Keys: metrics {"test/<set>/<score>": x}, intervals {"test/<set>/<score>": [low, high]}, per_class
+    {set: {class: headline}}, episodes {set: n}, manifests {set: hash}.
     """
-    metrics = dict(logged)
+    metrics, intervals = dict(logged), {}
     for name, result in results.items():
-        metrics |= {f"test/{name}/miou": result.miou, f"test/{name}/fb_iou": result.fb_iou}
+        metrics |= {f"test/{name}/{score}": value for score, value in result.scores.items()}
+        intervals |= {f"test/{name}/{score}": ends for score, ends in result.intervals.items()}
     per_class = {
-        name: {label: _json_number(iou) for label, iou in labelled(result.per_class, names[name]).items()}
+        name: {label: _json_number(score) for label, score in labelled(result.per_class, names[name]).items()}
         for name, result in results.items()
     }
     content = {
         "metrics": {key: _json_number(value) for key, value in sorted(metrics.items())},
+        "intervals": {key: [_json_number(end) for end in ends] for key, ends in sorted(intervals.items())},
         "per_class": per_class,
         "episodes": {name: result.episodes for name, result in results.items()},
         "manifests": dict(manifests),
@@ -83,28 +100,30 @@ def write_results(
 
 
 def write_per_class(path: Path, results: Mapping[str, SetResult], names: Mapping[str, Mapping[int, str]]) -> None:
-    """Columns set, class_id, class_name, iou: one line a class of a set, by id. An undefined IoU is left empty."""
+    """Columns set, class_id, class_name, measure (the set's headline), score: one line a class of a set, by id. An
+    undefined score is left empty."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
-            lines.writerow(["set", "class_id", "class_name", "iou"])
+            lines.writerow(["set", "class_id", "class_name", "measure", "score"])
             for name, result in results.items():
-                for class_id, iou in result.per_class.items():
-                    lines.writerow([name, class_id, names[name].get(class_id, ""), "" if math.isnan(iou) else iou])
+                for class_id, score in result.per_class.items():
+                    label = names[name].get(class_id, "")
+                    lines.writerow([name, class_id, label, result.headline, "" if math.isnan(score) else score])
 
     write_atomically(path, write)
 
 
 def labelled(per_class: Mapping[int, float], names: Mapping[int, str]) -> dict[str, float]:
-    """IoU by class name; by id where a class has no name, and by both where two share one."""
+    """Score by class name; by id where a class has no name, and by both where two share one."""
     count = Counter(names.get(class_id, str(class_id)) for class_id in per_class)
 
     def label(class_id: int) -> str:
         name = names.get(class_id, str(class_id))
         return name if count[name] == 1 else f"{name} ({class_id})"
 
-    return {label(class_id): iou for class_id, iou in per_class.items()}
+    return {label(class_id): score for class_id, score in per_class.items()}
 
 
 def class_names(trainer: Trainer, set_name: str) -> Mapping[int, str]:
@@ -115,12 +134,8 @@ def class_names(trainer: Trainer, set_name: str) -> Mapping[int, str]:
 
 def manifests(trainer: Trainer, results: Mapping[str, SetResult]) -> dict[str, str]:
     """Hash of each set's list of episodes, of the sets of which every episode was scored."""
-    plans = getattr(getattr(trainer, "datamodule", None), "evaluation_plans", {})
-    return {
-        name: plans[name].hash
-        for name, result in results.items()
-        if name in plans and len(plans[name]) == result.episodes
-    }
+    drawn = getattr(getattr(trainer, "datamodule", None), "manifests", {})
+    return {name: drawn[name].hash for name, result in results.items() if name in drawn and result.complete}
 
 
 def preview_paths(trainer: Trainer) -> list[Path]:
@@ -134,6 +149,6 @@ def _json_number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """Relative to where the user is, if it lies below."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
