@@ -4,16 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
+from ldis_lightning.callbacks.pixels import FAINT, INK, PAGE, Color, Pixels, blend, font, grey, wrapped
 from ldis_lightning.episode import IGNORE_INDEX
 
-Color = tuple[int, int, int]
-Pixels = NDArray[np.uint8]  # (H, W, 3)
-
-PAGE: Color = (255, 255, 255)
-INK: Color = (28, 32, 38)
-FAINT: Color = (112, 118, 126)
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 HIT: Color = (0, 158, 115)
 FALSE_ALARM: Color = (213, 66, 0)
@@ -36,7 +31,7 @@ class EpisodePicture:
 
     @property
     def iou(self) -> float:
-        """IoU of this one episode at the size shown, NaN if its union is empty. Sets are scored by `EpisodeIoU`."""
+        """IoU of this one episode at the size shown, NaN if its union is empty. Sets are scored by a `Measure`."""
         scored, truth = self.truth != IGNORE_INDEX, self.truth == 1
         union = ((truth | self.prediction) & scored).sum()
         return float((truth & self.prediction).sum() / union) if union else float("nan")
@@ -52,12 +47,12 @@ def draw_episodes(episodes: list[EpisodePicture], title: str) -> Image.Image:
     width = columns[-1] + side + SCORE_WIDTH + MARGIN
     page = Image.new("RGB", (width, top + len(episodes) * (side + GAP) + MARGIN - GAP), PAGE)
     pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN - 4), title, fill=INK, font=_font(20))
+    pen.text((MARGIN, MARGIN - 4), title, fill=INK, font=font(20))
     _draw_legend(pen, right=columns[-1] + side, y=MARGIN)
     prompts = ["reference"] if references == 1 else [f"reference {k + 1}" for k in range(references)]
     captions = [*prompts, "query", "truth", "prediction"]
     for x, caption in zip(columns, captions, strict=True):
-        pen.text((x + side // 2, top - 10), caption, fill=FAINT, font=_font(15), anchor="ms")
+        pen.text((x + side // 2, top - 10), caption, fill=FAINT, font=font(15), anchor="ms")
     for row, episode in enumerate(episodes):
         _draw_row(page, pen, episode, columns, top + row * (side + GAP), side)
     return page
@@ -72,8 +67,8 @@ def _draw_row(
     page: Image.Image, pen: ImageDraw.ImageDraw, episode: EpisodePicture, columns: list[int], y: int, side: int
 ) -> None:
     middle = y + side // 2
-    name = _wrap(episode.name, _font(15), NAME_WIDTH - 12)
-    pen.multiline_text((MARGIN, middle), name, fill=INK, font=_font(15), anchor="lm", spacing=5)
+    name = wrapped(episode.name, font(15), NAME_WIDTH - 12)
+    pen.multiline_text((MARGIN, middle), name, fill=INK, font=font(15), anchor="lm", spacing=5)
     for x, (image, mask) in zip(columns, episode.references[:MAX_REFERENCES], strict=False):
         page.paste(reference_tile(image, mask, side), (x, y))
     query, truth, prediction = columns[-3:]
@@ -81,15 +76,15 @@ def _draw_row(
     page.paste(truth_tile(episode, side), (truth, y))
     page.paste(prediction_tile(episode, side), (prediction, y))
     score = (prediction + side + 14, middle)
-    pen.text(score, f"{episode.iou:.2f}", fill=INK, font=_font(26), anchor="ls")
-    pen.text((score[0], score[1] + 18), "IoU", fill=FAINT, font=_font(14), anchor="ls")
+    pen.text(score, f"{episode.iou:.2f}", fill=INK, font=font(26), anchor="ls")
+    pen.text((score[0], score[1] + 18), "IoU", fill=FAINT, font=font(14), anchor="ls")
 
 
 def reference_tile(image: Pixels, mask: Pixels, side: int) -> Image.Image:
     """The reference in colour inside its mask, faded outside, with an outline around the mask."""
     inside = _resize_mask(mask == 1, side)
     picture = np.asarray(_resize(image, side))
-    faded = _blend(picture, PAGE, 0.6)
+    faded = blend(picture, PAGE, 0.6)
     return _outlined(np.where(inside[..., None], picture, faded), inside, INK)
 
 
@@ -113,23 +108,14 @@ def prediction_tile(episode: EpisodePicture, side: int) -> Image.Image:
 
 def _canvas(episode: EpisodePicture, side: int) -> Pixels:
     """The query in light grey, ignored pixels nearly white: (side, side, 3)."""
-    grey = _blend(_grey(np.asarray(_resize(episode.query, side))), PAGE, 0.35)
+    query = blend(grey(np.asarray(_resize(episode.query, side))), PAGE, 0.35)
     ignored = _resize_mask(episode.truth == IGNORE_INDEX, side)
-    return np.where(ignored[..., None], _blend(grey, PAGE, 0.8), grey)
-
-
-def _grey(picture: Pixels) -> Pixels:
-    return np.asarray(Image.fromarray(picture).convert("L").convert("RGB"))
-
-
-def _blend(picture: Pixels, color: Color, amount: float) -> Pixels:
-    """`picture` moved towards `color` by `amount` in [0, 1]."""
-    return (picture * (1 - amount) + np.array(color) * amount).astype(np.uint8)
+    return np.where(ignored[..., None], blend(query, PAGE, 0.8), query)
 
 
 def _paint(picture: Pixels, mask: NDArray[np.bool_], color: Color) -> Pixels:
     """`picture` tinted where `mask` is True."""
-    return np.where(mask[..., None], _blend(picture, color, 0.65), picture)
+    return np.where(mask[..., None], blend(picture, color, 0.65), picture)
 
 
 def _outlined(picture: Pixels, mask: NDArray[np.bool_], color: Color) -> Image.Image:
@@ -155,27 +141,9 @@ def _resize_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 
 def _draw_legend(pen: ImageDraw.ImageDraw, right: int, y: int) -> None:
     """Colour swatches with their meaning, flush right."""
-    font = _font(15)
+    shape = font(15)
     for label, color in [("missed", MISSED), ("false alarm", FALSE_ALARM), ("hit", HIT)]:
-        right -= round(font.getlength(label))
-        pen.text((right, y + 7), label, fill=FAINT, font=font, anchor="lm")
+        right -= round(shape.getlength(label))
+        pen.text((right, y + 7), label, fill=FAINT, font=shape, anchor="lm")
         pen.rectangle((right - 20, y, right - 7, y + 13), fill=color)
         right -= 40
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, lines: int = 5) -> str:
-    """`text` in lines of <= `width` pixels, broken after a space, underscore, hyphen or slash, else within the word."""
-    wrapped = [""]
-    for character in text:
-        if font.getlength(wrapped[-1] + character) > width:
-            cut = max(wrapped[-1].rfind(mark) for mark in " _-/") + 1 or len(wrapped[-1])
-            wrapped[-1:] = [wrapped[-1][:cut], wrapped[-1][cut:]]
-        wrapped[-1] += character
-    if len(wrapped) > lines:
-        wrapped[lines - 1 :] = [wrapped[lines - 1] + "..."]
-    return "\n".join(line.strip() for line in wrapped)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font: no font need be installed."""
-    return ImageFont.load_default(size)

@@ -149,29 +149,59 @@ def _add_number(parser: Parser, name: str, default: Any, description: str) -> No
 
 
 def _pack(args: list[str]) -> int:
-    sources = sorted(path.stem.removeprefix("pack_") for path in Path(__file__).parent.glob("pack_*.py"))
+    stems = sorted(path.stem for path in Path(__file__).parent.glob("pack_*.py"))
+    sources = {stem.removeprefix("pack_").replace("_", "-"): stem for stem in stems}
     asked = [name for name in sources if args and args[0] == name] or sources  # one module, or all for their summaries
-    modules = {name: import_module(f"ldis_lightning.datamodules.pack_{name}") for name in asked}
+    modules = {name: import_module(f"ldis_lightning.datamodules.{sources[name]}") for name in asked}
     summaries = {name: module.SUMMARY for name, module in modules.items()}
     return _dispatch("ldis data pack", args, summaries, lambda name, rest: _pack_source(name, modules[name], rest))
 
 
 def _pack_source(name: str, module: Any, args: list[str]) -> int:
-    """Run a packer: a module `pack_NAME` with `SUMMARY`, `add_arguments(parser)` and `run(args, classes)`."""
+    """Run the packer of a module, see `packer.Packer`."""
     parser = Parser(f"ldis data pack {name}", f"Pack {module.SUMMARY}.")
     parser.add_argument("src", metavar="SRC", help="folder of the data as they are")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make, for shards and index")
-    _add_names(parser, "SRC's")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is already at --out")
     module.add_arguments(parser)
+    _add_packing_options(parser)
     namespace = parser.parse(args)
-    packed = module.run(namespace, class_names(namespace.class_names))
-    print(_description(packed.index))
-    for reason, count in packed.skipped.items():
+    from ldis_lightning.datamodules.packing import pack
+
+    packer = module.packer(namespace)
+    options = ("workers", "resize", "overwrite", "allow_partial", "skip_damaged")
+    index, skipped = pack(
+        packer,
+        namespace.out,
+        name=namespace.name or packer.name or Path(namespace.src).resolve().name,
+        classes=class_names(namespace.class_names),
+        progress=True,
+        **{option: getattr(namespace, option) for option in options},
+    )
+    print(_description(index))
+    for reason, count in skipped.items():
         if count:
             print(f"  left out: {count} {reason}")
     print(f"look at it with: ldis data show {namespace.out}")
     return 0
+
+
+def _add_packing_options(parser: Parser) -> None:
+    """The options of every packer."""
+    _add_names(parser, "SRC's")
+    parser.add_argument("--workers", type=_at_least(1), metavar="N", help="processes to use (default: all cores)")
+    parser.add_argument(
+        "--resize",
+        type=_at_least(1),
+        metavar="PIXELS",
+        help="scale larger pictures down to this short side, encoding them anew (default: bytes stay as they are)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is already at --out")
+    parser.add_argument(
+        "--allow_partial", action="store_true", help="pack what is there even if it is not as much as was published"
+    )
+    parser.add_argument(
+        "--skip_damaged", action="store_true", help="leave out damaged files instead of refusing the whole source"
+    )
 
 
 def _add_names(parser: Parser, whose: str) -> None:
@@ -257,10 +287,19 @@ def _description(index: "ShardIndex") -> str:
     return "\n".join(lines)
 
 
+def _episodes(args: list[str]) -> int:
+    parser = Parser("ldis data episodes", "Draw the episodes of a protocol once and write them down: a manifest.")
+    from ldis_lightning.datamodules import draw_command
+
+    draw_command.add_arguments(parser, _at_least)
+    return draw_command.run(parser.parse(args))
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "synth": ("write the synthetic world: pictures and clips to train and test on without downloads", _synth),
     "pack": ("pack a labelled data set into shards", _pack),
     "index": ("index WebDataset shards that are there already", _index),
+    "episodes": ("draw a protocol's episodes and write them to a manifest", _episodes),
     "show": ("describe a data set and draw a contact sheet of its episodes", _show),
     "verify": ("compare a data set with the SHA-256 sums in its index", _verify),
 }

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.shards import read_label_map
+from ldis_lightning.datamodules.pictures import read_label_map
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
@@ -36,7 +36,7 @@ class FrameReader:
             os.close(descriptor)
 
     def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Picture (H, W, 3) uint8 and label map (H, W) uint8 (0 none, 255 ignore) of a row.
+        """Picture (H, W, 3) uint8 and label map (H, W) uint8, or uint16 (0 none, 255 ignore), of a row.
 
         Raises:
             UserError: the shard cannot be read, a member is broken, or picture and label map differ in size; the
@@ -96,7 +96,7 @@ def decode_jpeg(jpg: bytes, where: str) -> np.ndarray:
 
 
 def concept_mask(labels: np.ndarray, class_id: int) -> np.ndarray:
-    """Label map -> mask of one class: 1 the class, 0 others, 255 ignore. Shape and uint8 as given."""
+    """Label map, uint8 or uint16 -> mask of one class, uint8: 1 the class, 0 others, 255 ignore. Shape as given."""
     mask = (labels == class_id).astype(np.uint8)
     mask[labels == IGNORE_INDEX] = IGNORE_INDEX
     return mask

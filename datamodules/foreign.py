@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ldis_lightning.datamodules import index
 from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard, ShardIndex
-from ldis_lightning.datamodules.shards import inspect_pair, valid_class_ids
+from ldis_lightning.datamodules.pictures import inspect_pair
+from ldis_lightning.datamodules.shards import valid_class_ids
 from ldis_lightning.errors import UserError
 
 MAX_PICTURE_BYTES = 2**28

@@ -21,9 +21,8 @@ import numpy as np
 from ldis_lightning.errors import UserError
 
 FORMAT = "ldis_lightning index"
-VERSION = 1
+VERSION = 2  # what this module reads; an index without class ids above 254 is written as version 1
 HEADER = "index.json"
-LABELS = 256  # label maps are 8-bit
 
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # name -> data type, trailing shape
     "key_text": ("|u1", ()),  # UTF-8 of all keys, one after the other
@@ -39,10 +38,12 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # name -> data type, traili
     "row_offset": ("<i8", ()),  # (rows + 1,): row -> its entries in row_class and row_pixels
     "row_class": ("|u1", ()),
     "row_pixels": ("<i8", ()),
-    "class_offset": ("<i8", ()),  # (LABELS + 1,): class -> its entries in class_row and class_pixels
+    "class_offset": ("<i8", ()),  # (labels + 1,): class -> its entries in class_row and class_pixels
     "class_row": ("<i8", ()),
     "class_pixels": ("<i8", ()),
 }
+_LABELS = {1: 2**8, 2: 2**16}  # version -> values that a label may have
+_WIDE_COLUMNS = COLUMNS | {"row_class": ("<u2", ())}  # of version 2
 
 
 class Shard(NamedTuple):
@@ -80,7 +81,7 @@ class ShardIndex:
         name: name of the data set.
         kind: `"images"`, `"clips"` or `"mixed"`.
         hash: SHA-256 of the header, which holds those of all shards and columns: two equal hashes are equal data.
-        classes: class id (1 to 254) -> name.
+        classes: class id (1 to 254; in version 2 to 65534, without 255) -> name.
         shards: name, size and SHA-256 of every shard.
         clip: (rows,) int32, position in `clip_names`, -1 for an image that is no frame of a clip.
         frame: (rows,) int32, number of the frame in its clip, -1 for an image.
@@ -117,7 +118,7 @@ class ShardIndex:
             for shard in header["shards"]:
                 _check_shard(folder, Shard(**shard))
             columns = {name: _load_column(folder, header, name) for name in COLUMNS}
-            _check_lengths(folder, columns, header["rows"])
+            _check_lengths(folder, columns, header)
             return cls(folder, header, columns)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{folder / HEADER} is damaged ({error!r}): {_again(folder)}") from error
@@ -176,9 +177,9 @@ class ShardIndex:
                 raise UserError(f"{path} is not what was indexed (its SHA-256 differs): {_again(self.folder)}")
 
     def _entries_of_class(self, class_id: int) -> slice:
-        if not 0 <= class_id < LABELS:
-            raise ValueError(f"class id {class_id} is not in 0 .. {LABELS - 1}")
         offset = self._columns["class_offset"]
+        if not 0 <= class_id < len(offset) - 1:
+            raise ValueError(f"class id {class_id} is not in 0 .. {len(offset) - 2}")
         return slice(offset[class_id], offset[class_id + 1])
 
 
@@ -187,14 +188,19 @@ class IndexBuilder:
 
     def __init__(self) -> None:
         self._key_text, self._clip_name_text = bytearray(), bytearray()
-        typecodes = {"|u1": "B", "<i4": "i", "<i8": "q"}
-        self._values = {name: array(typecodes[kind]) for name, (kind, _) in COLUMNS.items()}
+        typecodes = {"|u1": "B", "<u2": "H", "<i4": "i", "<i8": "q"}
+        self._values = {name: array(typecodes[kind]) for name, (kind, _) in _WIDE_COLUMNS.items()}
         for offset in ("key_offset", "clip_name_offset", "row_offset"):
             self._values[offset].append(0)
 
     def __len__(self) -> int:
         """Number of rows so far."""
         return len(self._values["clip"])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a row shows a class."""
+        return len(self._values["row_class"]) > 0
 
     def add_clip(self, name: str) -> int:
         """Register a clip and return its number, for `Row.clip`."""
@@ -218,12 +224,21 @@ class IndexBuilder:
             values["row_pixels"].append(row.pixels[class_id])
         values["row_offset"].append(len(values["row_class"]))
 
+    def add_shard(self, rows: Iterable[Row], clips: Iterable[str]) -> None:
+        """Append the rows of the next shard. Their `clip` is a position in `clips`; their `shard` is not looked at."""
+        numbers = [self.add_clip(clip) for clip in clips]
+        shard = self._values["shard"][-1] + 1 if len(self) else 0
+        for row in rows:
+            self.add(row._replace(shard=shard, clip=numbers[row.clip] if row.clip >= 0 else -1))
+
     def write(self, folder: Path, name: str, classes: dict[int, str], shards: Iterable[Shard]) -> None:
         """Write the index into the folder of its shards: columns first, and the header last, atomically.
 
         Classes that occur but have no name are called `class N`.
         """
-        columns = self._columns()
+        highest = max(max(classes, default=0), max(self._values["row_class"], default=0))
+        version = 1 if highest < _LABELS[1] else 2
+        columns = self._columns(version)
         temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder))
         try:
             described = {}
@@ -233,7 +248,7 @@ class IndexBuilder:
                 described[column] = {"dtype": values.dtype.str, "shape": list(values.shape), "sha256": sha256}
             header = {
                 "format": FORMAT,
-                "version": VERSION,
+                "version": version,
                 "name": name,
                 "kind": _kind(columns["clip"]),
                 "rows": len(self),
@@ -251,18 +266,19 @@ class IndexBuilder:
             if old.is_dir() and old.name != header["column_folder"]:
                 shutil.rmtree(old)
 
-    def _columns(self) -> dict[str, np.ndarray]:
-        columns = {name: np.asarray(self._values[name], kind) for name, (kind, _) in COLUMNS.items()}
+    def _columns(self, version: int) -> dict[str, np.ndarray]:
+        kinds = _columns_of(version)
+        columns = {name: np.asarray(self._values[name], kind) for name, (kind, _) in kinds.items()}
         columns["key_text"] = np.frombuffer(bytes(self._key_text), np.uint8)
         columns["clip_name_text"] = np.frombuffer(bytes(self._clip_name_text), np.uint8)
         order = np.argsort(
             columns["row_class"], kind="stable"
         )  # groups the entries by class and keeps rows sorted in each
         entry_row = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(columns["row_offset"]))
-        counts = np.bincount(columns["row_class"], minlength=LABELS)
+        counts = np.bincount(columns["row_class"], minlength=_LABELS[version])
         columns["class_offset"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         columns["class_row"], columns["class_pixels"] = entry_row[order], columns["row_pixels"][order]
-        return {name: columns[name].reshape(-1, *trailing) for name, (_, trailing) in COLUMNS.items()}
+        return {name: columns[name].reshape(-1, *trailing) for name, (_, trailing) in kinds.items()}
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -341,17 +357,22 @@ def _load_column(folder: Path, header: dict[str, Any], name: str) -> np.ndarray:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): {_again(folder)}") from error
-    kind, trailing = COLUMNS[name]
+    kind, trailing = _columns_of(header["version"])[name]
     found = (values.dtype.str, list(values.shape))
     if found != (described["dtype"], described["shape"]) or found[0] != kind or values.shape[1:] != trailing:
         raise UserError(f"{path} does not fit {HEADER} ({found[0]} {found[1]}): {_again(folder)}")
     return values.view(np.ndarray)  # still mapped; without the class, slicing costs a tenth
 
 
-def _check_lengths(folder: Path, columns: dict[str, np.ndarray], rows: int) -> None:
+def _columns_of(version: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return COLUMNS if version == 1 else _WIDE_COLUMNS
+
+
+def _check_lengths(folder: Path, columns: dict[str, np.ndarray], header: dict[str, Any]) -> None:
     """Columns of one index must fit each other: an offset column ends where its values do."""
+    rows = header["rows"]
     lengths = {name: rows for name in ("clip", "frame", "size", "shard", "image_span", "mask_span")}
-    lengths |= {"key_offset": rows + 1, "row_offset": rows + 1, "class_offset": LABELS + 1}
+    lengths |= {"key_offset": rows + 1, "row_offset": rows + 1, "class_offset": _LABELS[header["version"]] + 1}
     ends = {"key_offset": "key_text", "clip_name_offset": "clip_name_text", "row_offset": "row_class"}
     ends |= {"class_offset": "class_row"}
     lengths |= {"row_pixels": len(columns["row_class"]), "class_pixels": len(columns["class_row"])}

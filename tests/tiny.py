@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from ldis_lightning.alignment import Augmented, Vanilla
-from ldis_lightning.episode import EpisodeBatch, EpisodeMeta
+from ldis_lightning.episode import ClipBatch, EpisodeBatch, EpisodeMeta
+from ldis_lightning.evaluation.measures import EpisodeTable, Measure, RegionIoU
+from ldis_lightning.evaluation.scoring import Scoreboard
 from ldis_lightning.instruction import (
     AlphaChannel,
     CrossAttentionMask,
@@ -167,9 +170,58 @@ def batch(count: int = 3, references: int = 1, seed: int = 0) -> EpisodeBatch:
         "valid": torch.ones(count, dtype=torch.bool),
         "seed": 1000 * seed + 7 * torch.arange(count),
         "meta": meta,
+        "position": torch.arange(count),
     }
+
+
+def in_double(batch: Any) -> Any:
+    """In double precision rounding cannot pass for a dependence, nor the other way round."""
+    return batch | {name: batch[name].double() for name in ("query_image", "reference_image")}
 
 
 def rows(episodes: EpisodeBatch, keep: slice) -> EpisodeBatch:
     """Some episodes of a batch, as a batch."""
     return {key: value[keep] for key, value in episodes.items()}  # pyright: ignore
+
+
+def clip(frames: int = 2, concepts: int = 2, references: int = 1, seed: int = 0, name: str = "clip") -> ClipBatch:
+    """A random step of a clip as it is on the device, all of it valid; its references follow from its name alone."""
+    own = sum(name.encode())
+    labels = masks(frames, seed=100 * seed)
+    labels[labels == 1] += torch.arange(int((labels == 1).sum())).to(torch.uint8) % concepts  # every concept somewhere
+    meta: list[EpisodeMeta] = [
+        {
+            "dataset": "tiny",
+            "query_key": f"{name}.{frame:05d}",
+            "reference_keys": [f"{name}.00000"],
+            "class_name": "",
+            "clip": name,
+            "frame": frame,
+            "original_size": (PICTURE, PICTURE),
+            "content": (0, 0, PICTURE, PICTURE),
+        }
+        for frame in range(1 + frames * seed, 1 + frames * seed + frames)
+    ]
+    return {
+        "query_image": pictures(frames, 3, PICTURE, PICTURE, seed=100 * seed + 1),
+        "reference_image": pictures(concepts, references, 3, PICTURE, PICTURE, seed=own),
+        "reference_mask": masks(concepts * references, seed=own + 1).unflatten(0, (concepts, references)),
+        "class_id": torch.arange(concepts) + 1,
+        "position": torch.arange(frames * concepts).view(frames, concepts),
+        "seed": 1000 * seed + 7 * torch.arange(frames * concepts).view(frames, concepts),
+        "valid": torch.ones(frames, dtype=torch.bool),
+        "labels": labels,
+        "labels_original": list(labels),
+        "meta": meta,
+        "class_names": [f"class-{i}" for i in range(concepts)],
+        "label_values": list(range(1, concepts + 1)),
+        "context": name,
+    }
+
+
+def board(
+    class_ids: list[int], clips: list[int] | None = None, size: int | None = None, measure: Measure | None = None
+) -> Scoreboard:
+    """How a set of such episodes is scored: by IoU, unless told otherwise."""
+    table = EpisodeTable(np.array(class_ids, np.int64), np.array(clips or [-1] * len(class_ids), np.int64))
+    return Scoreboard(measure or RegionIoU(), table, size)

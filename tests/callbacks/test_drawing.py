@@ -6,6 +6,7 @@ from PIL import Image, ImageFont
 
 from ldis_lightning.callbacks import drawing
 from ldis_lightning.callbacks.drawing import EpisodePicture, draw_episodes, prediction_tile, reference_tile, truth_tile
+from ldis_lightning.callbacks.pixels import wrapped
 
 
 def make_episode(side: int = 64, references: int = 1, name: str = "ring / striped / red") -> EpisodePicture:
@@ -103,9 +104,9 @@ def test_query_pixels_appear_unchanged_and_square() -> None:
 def test_long_and_foreign_names_stay_in_their_column() -> None:
     font = ImageFont.load_default(15)
     for name in ["a_long_name with/several-parts", "unbreakable" * 12, "", " ", "été 猫"]:
-        lines = drawing._wrap(name, font, 120).split("\n")
+        lines = wrapped(name, font, 120).split("\n")
         assert len(lines) <= 5
         assert max(font.getlength(line.removesuffix("...")) for line in lines) <= 120
         draw_episodes([make_episode(name=name)], "title")
-    assert drawing._wrap("ring / striped", font, 500) == "ring / striped"
-    assert "".join(drawing._wrap("star_dotted_teal_large", font, 120).split("\n")) == "star_dotted_teal_large"
+    assert wrapped("ring / striped", font, 500) == "ring / striped"
+    assert "".join(wrapped("star_dotted_teal_large", font, 120).split("\n")) == "star_dotted_teal_large"

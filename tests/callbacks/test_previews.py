@@ -8,13 +8,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from fake_clips import clip_steps, halves, make_step
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from ldis_lightning.callbacks import Previews
-from ldis_lightning.callbacks.previews import episode_picture
-from ldis_lightning.episode import EpisodeBatch
+from ldis_lightning.callbacks.previews import clip_picture, episode_picture
+from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.errors import UserError
 
 
@@ -34,7 +35,7 @@ def make_batch(class_id: int = 1, valid: tuple[bool, ...] = (True, True, True), 
 
 
 def loader(batches: Any) -> DataLoader:
-    return DataLoader(batches, batch_size=None)
+    return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
 
 
 class Batches(pl.LightningDataModule):
@@ -182,6 +183,58 @@ def test_episode_picture_of_a_batch() -> None:
     assert picture.query[0, 0].tolist() == [0, 255, 128]
     assert picture.prediction.sum() == 1  # a logit of 0 is background
     assert picture.iou == 1 / 64
+
+
+class Clips(pl.LightningDataModule):
+    """One set: a step of padding, then three clips in steps of two frames."""
+
+    evaluation_names = ("davis",)
+
+    def val_dataloader(self) -> DataLoader:
+        steps = [step for clip in ("bear", "camel", "dog") for step in clip_steps(clip, 5, 2)]
+        return loader([make_step("bear", [], padding=2), *steps])
+
+    test_dataloader = val_dataloader
+
+
+class ClipOracle(Oracle):
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return halves(batch)
+
+    test_step = validation_step
+
+
+@pytest.mark.parametrize(("episodes", "rows"), [(8, 3), (2, 2)])
+def test_clips_give_one_row_each(episodes: int, rows: int, tmp_path: Path) -> None:
+    previews = Previews(episodes=episodes)
+    make_trainer(tmp_path, previews).test(ClipOracle(), datamodule=Clips(), verbose=False)
+    kept = [(row.clip, row.frame) for row in previews._collected["davis"]]
+    assert kept == [("bear", 2), ("camel", 2), ("dog", 2)][:rows]
+    with Image.open(tmp_path / "previews" / "test-davis-step0.png", formats=["PNG"]) as picture:
+        assert picture.height > rows * 128
+
+
+def test_clip_picture_of_a_step() -> None:
+    step = make_step("bear", [4, 9], first=1)
+    step["query_image"][1, 0] = 1.0
+    step["labels"][1] = 1
+    picture = clip_picture(ClipBatch(**step), halves(step)["logits"], 1)
+    assert (picture.clip, picture.frame, picture.concepts) == ("bear", 9, ["cat", "dog"])
+    assert picture.query.shape == (4, 8, 3)  # the padding is cut off
+    assert picture.query[0, 0].tolist() == [255, 128, 128]
+    assert picture.truth.tolist() == [[1] * 8] * 4
+    assert picture.prediction.tolist() == [[1] * 4 + [0] * 4] * 2 + [[1] * 4 + [2] * 4] * 2
+    assert picture.prompt[0].shape == (10, 20, 3)
+    assert picture.miou == (0.5 + 0) / 2
+
+
+def test_a_clip_without_its_first_frame_shows_a_reference() -> None:
+    step = make_step("bear", [4])
+    step["reference_mask"][0, 0, 2] = 1
+    step["reference_mask"][0, 0, 3] = 255
+    image, labels = clip_picture(ClipBatch(**step), halves(step)["logits"], 0).prompt
+    assert image.shape == (8, 8, 3)
+    assert labels.sum(1).tolist() == [0, 0, 8, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("option", ["episodes", "every_n_val"])

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ldis_lightning.datamodules.episodes import EpisodeDataModule
-from ldis_lightning.datamodules.source import EpisodeSource
+from ldis_lightning.datamodules.evaluation_set import EvaluationSource
+from ldis_lightning.datamodules.source import TrainingSource
 from ldis_lightning.episode import EpisodeBatch
 
 PICTURES = ("query_image", "query_mask", "reference_image", "reference_mask", "class_id", "seed")
@@ -56,7 +57,7 @@ class Recorder(LightningModule):
 
 def datamodule(folder: Path, **settings: Any) -> EpisodeDataModule:
     """Training and one evaluation set from the same folder."""
-    sources = {"train": EpisodeSource(str(folder)), "evaluation": {"all": EpisodeSource(str(folder))}}
+    sources = {"train": TrainingSource(str(folder)), "evaluation": {"all": EvaluationSource(str(folder))}}
     return EpisodeDataModule(**{**sources, "image_size": 16, "batch_size": 4, "batches_per_epoch": 5, **settings})
 
 

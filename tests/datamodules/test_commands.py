@@ -158,7 +158,7 @@ def test_class_names_inline_and_from_files(tmp_path):
         ("1=sky,building", "`building` is not"),
         ("1=sky,1=road", "named twice"),
         ("1=", "blank name"),
-        ("0=none", "class ids are 1 to 254"),
+        ("0=none", "class ids are 1 to 65534"),
         ("²=none", "not of the form"),
     ],
 )

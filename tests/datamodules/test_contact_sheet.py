@@ -7,7 +7,8 @@ from shard_samples import jpg, png, tree
 
 from ldis_lightning.datamodules import contact_sheet as module
 from ldis_lightning.datamodules.contact_sheet import MARK, TILE, contact_sheet
-from ldis_lightning.datamodules.pack_clips import pack_clips
+from ldis_lightning.datamodules.pack_clips import Clips
+from ldis_lightning.datamodules.packing import pack
 from ldis_lightning.datamodules.pairing import FirstFrame
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.errors import UserError
@@ -15,7 +16,8 @@ from ldis_lightning.errors import UserError
 
 @pytest.fixture
 def clips(tmp_path):
-    return pack_clips(tree(tmp_path / "src", {"walk": 4, "run": 3}), tmp_path / "clips").index.folder
+    packer = Clips(tree(tmp_path / "src", {"walk": 4, "run": 3}))
+    return pack(packer, tmp_path / "clips", name="src", workers=1).index.folder
 
 
 def drawn(monkeypatch) -> list:

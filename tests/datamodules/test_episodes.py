@@ -11,7 +11,7 @@ from recorder import Recorder, datamodule, trainer
 from tiny_sets import CLASSES, encode, mixed_contents, picture, write_clips, write_images
 
 import ldis_lightning.datamodules as datamodules
-from ldis_lightning.datamodules import DataPreparation, EpisodeDataModule, EpisodeSource
+from ldis_lightning.datamodules import DataPreparation, EpisodeDataModule, EvaluationSource, OnePass, TrainingSource
 from ldis_lightning.datamodules.augment import Photometric
 from ldis_lightning.datamodules.geometry import RandomCrop, WholePicture
 from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, WithinClip
@@ -113,14 +113,14 @@ def test_every_rank_runs_the_same_steps(folder: Path, world: int, monkeypatch: p
 
 
 def test_validation_takes_a_part_and_tests_all(folder: Path) -> None:
-    sets = {"all": EpisodeSource(str(folder)), "cats": EpisodeSource(str(folder), classes=[1])}
+    sets = {"all": EvaluationSource(str(folder)), "cats": EvaluationSource(str(folder), classes=[1])}
     data = ready(folder, "validate", evaluation=sets, val_episodes=3)
     assert data.evaluation_names == ["all", "cats"]
     assert data.class_names("cats") == CLASSES
     validated = [[m["query_key"] for b in loader for m in b["meta"]] for loader in data.val_dataloader()]
     tested = [[m["query_key"] for b in loader for m in b["meta"]] for loader in data.test_dataloader()]
     assert [len(keys) for keys in validated] == [3, 3]
-    assert [len(keys) for keys in tested] == [10, len(data.evaluation_plans["cats"])]
+    assert [len(keys) for keys in tested] == [10, len(data.manifests["cats"])]
     assert all(set(part) <= set(whole) for part, whole in zip(validated, tested, strict=True))
 
 
@@ -131,7 +131,7 @@ def test_evaluation_does_not_know_the_training_seed(folder: Path) -> None:
 
 
 def test_hidden_references_show_nothing(folder: Path) -> None:
-    sets = {"hidden": EpisodeSource(str(folder), treatment=Hidden()), "intact": EpisodeSource(str(folder))}
+    sets = {"hidden": EvaluationSource(str(folder), treatment=Hidden()), "intact": EvaluationSource(str(folder))}
     data = ready(folder, "test", evaluation=sets)
     (hidden,), (intact,) = (list(loader) for loader in data.test_dataloader())
     assert (hidden["reference_image"] == 128).all()
@@ -142,7 +142,7 @@ def test_hidden_references_show_nothing(folder: Path) -> None:
 
 def test_swapped_references_mark_another_class(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", [[1, 2]] * 6).folder  # one column of class 1, two of class 2
-    sets = {"swapped": EpisodeSource(str(folder), treatment=Swapped()), "intact": EpisodeSource(str(folder))}
+    sets = {"swapped": EvaluationSource(str(folder), treatment=Swapped()), "intact": EvaluationSource(str(folder))}
     data = ready(folder, "test", evaluation=sets)
     (swapped,), (intact,) = (list(loader) for loader in data.test_dataloader())
     assert torch.equal(swapped["query_mask"], intact["query_mask"])
@@ -153,7 +153,7 @@ def test_swapped_references_mark_another_class(tmp_path: Path) -> None:
 
 def test_frames_of_clips(tmp_path: Path) -> None:
     folder = write_clips(tmp_path / "set", [[[1]] * 3, [[1, 2]] * 4]).folder
-    (batch,) = evaluation_batches(folder, evaluation={"video": EpisodeSource(str(folder), FirstFrame())})
+    (batch,) = evaluation_batches(folder, evaluation={"video": EvaluationSource(str(folder), FirstFrame())})
     assert [(m["clip"], m["frame"]) for m in batch["meta"]] == [("c0", 1), ("c0", 2), ("c1", 1), ("c1", 2), ("c1", 3)]
     assert all(m["reference_keys"] == [f"{m['clip']}.00000"] for m in batch["meta"])
 
@@ -226,7 +226,7 @@ def test_a_broken_picture_stops_with_a_plain_message(tmp_path: Path, workers: in
     jpg, png = encode(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), np.uint8))
     with ShardWriter(tmp_path / "set", "broken", CLASSES) as writer:
         writer.add_image("good", jpg, png)
-        writer.add_image("bad", jpg[:300] + bytes(200), png)
+        writer.add_image("bad", jpg[:300] + bytes(200) + jpg[-2:], png)
     data = ready(tmp_path / "set", stage, batch_size=2, num_workers=workers)
     with pytest.raises(UserError) as caught:
         list(data.train_dataloader() if stage == "fit" else data.test_dataloader()[0])
@@ -279,10 +279,11 @@ def test_misspelt_keys_are_errors(data: dict[str, Any], word: str) -> None:
 
 
 def test_the_default_rules_are_the_named_ones(folder: Path) -> None:
-    spelt = EpisodeSource(str(folder), pairing=AcrossImages())
-    one, other = ready(folder), ready(folder, train=spelt, evaluation={"all": spelt})
+    spelt = TrainingSource(str(folder), pairing=AcrossImages())
+    sets = {"all": EvaluationSource(str(folder), pairing=AcrossImages(), protocol=OnePass())}
+    one, other = ready(folder), ready(folder, train=spelt, evaluation=sets)
     assert one.state_dict() == other.state_dict()
-    assert one.evaluation_plans["all"].hash == other.evaluation_plans["all"].hash
+    assert one.manifests["all"].hash == other.manifests["all"].hash
 
 
 def test_public_names_and_start_up() -> None:
@@ -302,4 +303,4 @@ def test_public_names_and_start_up() -> None:
 @pytest.mark.parametrize("name", ["v1.5", "a/b"])
 def test_names_of_evaluation_sets_fit_into_metric_names(name: str) -> None:
     with pytest.raises(UserError, match=f"data.evaluation: `{name}` becomes part"):
-        EpisodeDataModule(EpisodeSource("train"), {name: EpisodeSource("test")})
+        EpisodeDataModule(EvaluationSource("train"), {name: EvaluationSource("test")})

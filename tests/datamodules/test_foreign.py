@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shard_samples import jpg, png, tar
 
-from ldis_lightning.datamodules import foreign, shards
+from ldis_lightning.datamodules import foreign, pictures
 from ldis_lightning.datamodules.foreign import index_folder
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.shards import ShardWriter
@@ -140,7 +140,7 @@ def test_pickles_and_postscript_are_never_opened(tmp_path):
 def test_pictures_and_members_over_the_bounds_are_refused(tmp_path, monkeypatch):
     tar(tmp_path / "x.tar", WHOLE)
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"a in .*x\.tar has 16 x 12 pixels"):
-        patch.setattr(shards, "MAX_PIXELS", 100)
+        patch.setattr(pictures, "MAX_PIXELS", 100)
         index_folder(tmp_path)
     monkeypatch.setattr(foreign, "MAX_PICTURE_BYTES", 100)
     with pytest.raises(UserError, match=r"a\.jpg in .*x\.tar has \d+ bytes"):

@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 from shard_samples import jpg, labels, png, png_of, tree
 
-from ldis_lightning.datamodules.pack_clips import pack_clips, survey_tree
-from ldis_lightning.datamodules.shards import read_label_map
+from ldis_lightning.datamodules.pack_clips import Clips
+from ldis_lightning.datamodules.packing import Packed, pack
+from ldis_lightning.datamodules.pictures import read_label_map
 from ldis_lightning.errors import UserError
 
 
 @pytest.fixture
 def src(tmp_path) -> Path:
     return tree(tmp_path / "zoo", {"walk": 3, "run": 2, "swim": 2})
+
+
+def pack_clips(src: Path, out: Path, name: str = "zoo", classes: dict[int, str] | None = None, **options) -> Packed:
+    return pack(Clips(src, **options), out, name=name, classes=classes, workers=1)
 
 
 def stored(index, row: int) -> tuple[bytes, bytes]:
@@ -51,9 +56,9 @@ def test_some_clips_for_training_and_others_for_testing(src, tmp_path):
 
 def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     src = tree(tmp_path / "src", {"c10": 1, "c9": 12})
-    survey = survey_tree(src)
-    assert list(survey.clips) == ["c9", "c10"]
-    assert [frame.image.stem for frame in survey.clips["c9"]] == [f"f{number}" for number in range(12)]
+    items = Clips(src).survey().items
+    assert [item.key for item in items] == ["c9", "c10"]
+    assert [frame.image.stem for frame in items[0].parts] == [f"f{number}" for number in range(12)]
 
 
 def test_dots_in_names_become_underscores(tmp_path):
@@ -77,11 +82,11 @@ def test_what_is_left_out_is_counted(src, tmp_path):
     assert sorted(skipped.values()) == [1, 1, 3]
 
 
-def test_the_whole_tree_is_checked_before_anything_is_written(src, tmp_path):
+def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_left(src, tmp_path):
     wrong = {
         "run/f0": png((0, 1), (6, 8)),
         "swim/f0": png_of(np.zeros((12, 16, 3), np.uint8)),
-        "swim/f1": png_of(np.zeros((12, 16), np.uint16)),
+        "swim/f1": png_of(np.full((12, 16), 65535, np.uint16)),
         "walk/f0": b"",
     }
     for name, data in wrong.items():
@@ -91,8 +96,8 @@ def test_the_whole_tree_is_checked_before_anything_is_written(src, tmp_path):
         pack_clips(src, tmp_path / "a" / "out")
     message = str(error.value)
     assert all(f"{name}." in message for name in [*wrong, "walk/f1"])
-    assert all(text in message for text in ("5 of its frames", "8 x 6", "16 x 12", "RGB", "16-bit", "read as JPEG"))
-    assert not (tmp_path / "a").exists()
+    assert all(text in message for text in ("5 of its frames", "8 x 6", "16 x 12", "RGB", "65535", "read as JPEG"))
+    assert not list((tmp_path / "a").iterdir())
 
 
 def test_many_problems_are_cut_short(tmp_path):

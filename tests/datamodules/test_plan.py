@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_sets import mixed_contents, write_clips, write_images
 
+from ldis_lightning.datamodules.draws import choose
+from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.pairing import FirstFrame, WithinClip
-from ldis_lightning.datamodules.plan import EvaluationPlan, TrainingPlan, choose
+from ldis_lightning.datamodules.plan import TrainingPlan
 from ldis_lightning.datamodules.source import Episode, EpisodeSource, even_subset
 from ldis_lightning.datamodules.treatment import Swapped
 from ldis_lightning.errors import UserError
@@ -96,8 +98,8 @@ def test_seeds_change_everything(images: ShardIndex) -> None:
 
 
 def test_more_references_keep_the_first_ones(images: ShardIndex) -> None:
-    one = EvaluationPlan(images, EpisodeSource(str(images.folder)), references=1)
-    three = EvaluationPlan(images, EpisodeSource(str(images.folder)), references=3)
+    one = draw_manifest(images, EvaluationSource(str(images.folder)), references=1)
+    three = draw_manifest(images, EvaluationSource(str(images.folder)), references=3)
     assert [e.references[:1] for e in three.episodes] == [e.references for e in one.episodes]
     assert [e.seed for e in three.episodes] == [e.seed for e in one.episodes]
 
@@ -135,7 +137,7 @@ def test_a_window_of_clips(tmp_path: Path) -> None:
     index = write_clips(tmp_path / "set", [[[1], [1, 2], [2]], [[3], [1], [3]], [[2], [2], [2], [2]]])
     for episode in epoch_of(plan_of(index, pairing=WithinClip(), references=2, window_shards=1), 0):
         assert {int(index.clip[row]) for row in episode.references} == {int(index.clip[episode.query])}
-    prompts = {(e.query, *e.references) for e in EvaluationPlan(index, EpisodeSource("", FirstFrame())).episodes}
+    prompts = {(e.query, *e.references) for e in draw_manifest(index, EvaluationSource("", FirstFrame())).episodes}
     assert prompts <= {(1, 0), (2, 1), (5, 3), (7, 6), (8, 6), (9, 6)}
     assert len(prompts) == 6
 
@@ -155,18 +157,18 @@ def test_nothing_to_draw_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classes \[9\] do not exist; it has 1 \(cat\)"):
         plan_of(index, classes=[1, 9])
     with pytest.raises(UserError, match="no reference of another class"):
-        EvaluationPlan(index, EpisodeSource("set", treatment=Swapped(), classes=[2]))
+        draw_manifest(index, EvaluationSource("set", treatment=Swapped(), classes=[2]))
 
 
 def test_evaluation_takes_every_image_once(images: ShardIndex) -> None:
-    plan = EvaluationPlan(images, EpisodeSource("set", seed=3))
+    plan = draw_manifest(images, EvaluationSource("set", seed=3))
     assert [e.query for e in plan.episodes] == [row for row in range(40) if row != LONELY]
     assert all(e.class_id in classes_of(images, row) for e in plan.episodes for row in (e.query, *e.references))
 
 
 def test_evaluation_hash_names_the_list(images: ShardIndex) -> None:
     def hash_of(**settings) -> str:
-        return EvaluationPlan(images, EpisodeSource("set", **settings)).hash
+        return draw_manifest(images, EvaluationSource("set", **settings)).hash
 
     assert hash_of() == hash_of()
     assert (
@@ -175,8 +177,8 @@ def test_evaluation_hash_names_the_list(images: ShardIndex) -> None:
 
 
 def test_swapped_changes_the_references_alone(images: ShardIndex) -> None:
-    intact = EvaluationPlan(images, EpisodeSource("set")).episodes
-    swapped = EvaluationPlan(images, EpisodeSource("set", treatment=Swapped())).episodes
+    intact = draw_manifest(images, EvaluationSource("set")).episodes
+    swapped = draw_manifest(images, EvaluationSource("set", treatment=Swapped())).episodes
     for one, other in zip(intact, swapped, strict=True):
         assert (one.query, one.class_id, one.seed) == (other.query, other.class_id, other.seed)
         assert other.reference_class != other.class_id
@@ -185,8 +187,8 @@ def test_swapped_changes_the_references_alone(images: ShardIndex) -> None:
 
 
 def test_cap_and_subset_are_even_parts_of_the_list(images: ShardIndex) -> None:
-    whole = EvaluationPlan(images, EpisodeSource("set"))
-    capped = EvaluationPlan(images, EpisodeSource("set", episodes=13))
+    whole = draw_manifest(images, EvaluationSource("set"))
+    capped = draw_manifest(images, EvaluationSource("set", episodes=13))
     assert capped.episodes == whole.subset(13).episodes
     places = [whole.episodes.index(episode) for episode in capped.episodes]
     assert set(np.diff(places)) == {3}  # 39 episodes

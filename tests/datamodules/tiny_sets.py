@@ -1,12 +1,13 @@
 """Small data sets for the tests of plans and loaders."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ldis_lightning.datamodules.index import ShardIndex
+from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard, ShardIndex
 from ldis_lightning.datamodules.shards import ShardWriter
 
 CLASSES = {1: "cat", 2: "dog", 3: "cow", 4: "hen"}
@@ -52,3 +53,32 @@ def mixed_contents(count: int, seed: int = 0) -> list[list[int]]:
     """Class ids of `count` images: one to three of the four classes."""
     generator = np.random.default_rng(seed)
     return [[int(c) for c in generator.permutation([1, 2, 3, 4])[: generator.integers(1, 4)]] for _ in range(count)]
+
+
+def bare_index(
+    folder: Path,
+    images: Sequence[list[int]] = (),
+    clips: Sequence[list[list[int]]] = (),
+    classes: dict[int, str] | None = None,
+) -> ShardIndex:
+    """An index of pictures that do not exist, for draws, which never look at one: thousands of rows take no time.
+
+    Image i is named i0000 and holds 10 pixels of the first class in its list, 20 of the second, ...; clips as in
+    `write_clips`, their frames numbered from 0.
+    """
+    folder.mkdir(parents=True)
+    (folder / "none.tar").write_bytes(b"")
+    builder = IndexBuilder()
+    for number, class_ids in enumerate(images):
+        builder.add(_bare_row(f"i{number:04d}", -1, -1, class_ids))
+    for number, frames in enumerate(clips):
+        clip = builder.add_clip(f"c{number}")
+        for frame, class_ids in enumerate(frames):
+            builder.add(_bare_row(f"c{number}.{frame:05d}", clip, frame, class_ids))
+    builder.write(folder, "bare", classes or CLASSES, [Shard("none.tar", 0, "")])
+    return ShardIndex.open(folder)
+
+
+def _bare_row(key: str, clip: int, frame: int, class_ids: list[int]) -> Row:
+    pixels = {class_id: 10 * place for place, class_id in enumerate(class_ids, start=1)}
+    return Row(key, clip, frame, (16, 16), 0, (0, 0), (0, 0), pixels)

@@ -51,7 +51,7 @@ def mixing_ratios(targets: Tensor, batch: Any) -> Tensor:
 
 def test_sizes() -> None:
     module = autoencoder_trainer()
-    latent, decoded = module.round_trip(BATCH["query_image"])
+    latent, decoded = module.reconstruct(BATCH["query_image"])
     assert latent.shape == (8, 3, 8, 8)
     assert decoded.shape == BATCH["query_image"].shape
 
@@ -94,16 +94,29 @@ def test_the_training_loss_by_hand() -> None:
 def test_it_is_scored_by_the_round_trip_of_vanilla_pseudo_masks() -> None:
     module = autoencoder_trainer()
     with torch.no_grad():
-        logits = module.batch_logits(BATCH)
+        logits = module.logits(BATCH)
         decoded = module.vae.decode(module.vae.encode(vanilla()).latent_dist.mode()).sample  # pyright: ignore
     torch.testing.assert_close(logits, decoded[:, 1] - decoded[:, 0])
+    assert torch.equal(module.round_trip(BATCH["query_image"], BATCH["query_mask"], BATCH["seed"]), logits)
+
+
+def test_clips_are_scored_by_the_round_trip_of_each_concept() -> None:
+    module, step = autoencoder_trainer(), tiny.clip(frames=2, concepts=2)
+    with torch.no_grad():
+        logits = module.logits(step)
+        assert logits.shape == (2, 2, tiny.PICTURE, tiny.PICTURE)
+        for frame in range(2):
+            for concept in range(2):
+                foreground = step["labels"][frame, None] == concept + 1
+                decoded = module.reconstruct(torch.where(foreground, GREEN, RED)[None])[1][0]
+                torch.testing.assert_close(logits[frame, concept], decoded[1] - decoded[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_variance_of_the_latents_is_a_running_mean() -> None:
     module: Any = autoencoder_trainer()
     seen = watch_inputs(module)
     module.training_loss(BATCH)
-    variance = module.round_trip(seen[0])[0].detach().var()
+    variance = module.reconstruct(seen[0])[0].detach().var()
     assert module.latent_variance.item() == pytest.approx(0.99 * 1 + 0.01 * float(variance))
 
 
@@ -116,7 +129,7 @@ def test_fit_writes_an_autoencoder_that_loads(tmp_path: Path) -> None:
     factor = written.scaling_factor
     assert factor == pytest.approx(1 / math.sqrt(module.latent_variance.item()), abs=1e-5)
     with torch.no_grad():
-        latent, decoded = module.eval().round_trip(BATCH["query_image"])
+        latent, decoded = module.eval().reconstruct(BATCH["query_image"])
         half: Any = {"atol": 1e-2, "rtol": 1e-2}  # it is written in half precision
         torch.testing.assert_close(written.encode(BATCH["query_image"]), factor * latent, **half)
         torch.testing.assert_close(written.decode(factor * latent), decoded, **half)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ldis_lightning.episode import EpisodeBatch
 from ldis_lightning.errors import UserError
+from ldis_lightning.evaluation.scoring import Scoreboard
 from ldis_lightning.meta_architectures import EpisodeModule, InContextSegmenter
 from ldis_lightning.optim import LearningRateSchedule, OneCycle, WarmupConstant
 
@@ -26,12 +27,17 @@ class Batches(L.LightningDataModule):
 
     evaluation_names = ("seen", "novel")
 
+    def scoreboard(self, stage: str, name: str) -> Scoreboard:
+        batches = self.evaluation_batches()[self.evaluation_names.index(name)]
+        return tiny.board([c for batch in batches for c in batch["class_id"][batch["valid"]].tolist()])
+
     def train_dataloader(self) -> DataLoader:
         return loader([tiny.batch(2, seed=i) for i in range(4)])
 
     def evaluation_batches(self) -> list[list[EpisodeBatch]]:
         padded = tiny.batch(3, seed=12)
         padded["valid"] = torch.tensor([True, True, False])
+        padded["position"] = torch.tensor([3, 4, -1])
         return [[tiny.batch(2, seed=10)], [tiny.batch(3, seed=11), padded]]
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -94,21 +100,41 @@ def test_scores_are_logged_and_kept(stage: str, tmp_path: Path) -> None:
         miou, fb_iou = by_hand(batches)
         expected |= {f"{stage}/{name}/miou": miou, f"{stage}/{name}/fb_iou": fb_iou}
         result = module.results[stage][name]
-        assert (result.miou, result.fb_iou) == pytest.approx((miou, fb_iou))
-        assert result.episodes == sum(int(batch["valid"].sum()) for batch in batches)
+        assert result.scores == pytest.approx({"miou": miou, "fb_iou": fb_iou})
+        assert result.value == result.scores["miou"]
+        assert result.episodes == result.expected == sum(int(batch["valid"].sum()) for batch in batches)
+        assert set(result.intervals) == ({"miou", "fb_iou"} if stage == "test" else set())
         assert result.per_class.keys() == {1, 2}
     logged = {key: float(value) for key, value in run.callback_metrics.items()}
     assert logged == pytest.approx(expected, rel=1e-6)
-    assert list(module.episode_metrics(stage)) == ["seen", "novel"]
+    assert list(module.results[stage]) == ["seen", "novel"]
     first = module.results[stage]
     {"val": run.validate, "test": run.test}[stage](module, data, verbose=False)
-    assert module.results[stage] == first  # sums start anew
+    again = module.results[stage]  # sums start anew
+    assert all((again[name].counts == first[name].counts).all() for name in first)
+    assert all(again[name].seen.tolist() == [1] * len(again[name].seen) for name in first)
 
 
-def test_without_a_datamodule_sets_are_numbered(tmp_path: Path) -> None:
-    run = trainer(tmp_path)
-    run.validate(Guess(), Batches().val_dataloader(), verbose=False)
-    assert set(run.callback_metrics) == {f"val/{i}/{metric}" for i in (0, 1) for metric in ("miou", "fb_iou")}
+def test_scoring_needs_a_datamodule_that_says_how(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="evaluation needs a datamodule"):
+        trainer(tmp_path).validate(Guess(), Batches().val_dataloader(), verbose=False)
+
+
+def test_an_episode_scored_twice_is_an_error(tmp_path: Path) -> None:
+    class Twice(Batches):
+        def val_dataloader(self) -> list[DataLoader]:
+            return [loader([tiny.batch(2), tiny.batch(2)]), loader(self.evaluation_batches()[1])]
+
+    with pytest.raises(RuntimeError, match="2 of 2 episodes were scored more than once"):
+        trainer(tmp_path).validate(Guess(), Twice(), verbose=False)
+
+
+def test_a_part_of_a_set_is_scored_as_a_part(tmp_path: Path) -> None:
+    module = Guess()
+    trainer(tmp_path, limit_val_batches=1).validate(module, Batches(), verbose=False)
+    result = module.results["val"]["novel"]
+    assert (result.episodes, result.expected, result.complete) == (3, 5, False)
+    assert result.scores["miou"] == pytest.approx(by_hand([Batches().evaluation_batches()[1][0]])[0])
 
 
 class Watch(L.Callback):
@@ -183,7 +209,7 @@ def test_fit_validate_test_and_predict(build: Any, tmp_path: Path) -> None:
     shapes = [tuple(output["logits"].shape) for output in watch.outputs]
     assert shapes[-3:] == [(2, 32, 32), (3, 32, 32), (3, 32, 32)]
     assert {set_ for stage in module.results.values() for set_ in stage} == {"seen", "novel"}
-    assert all(0 <= result.miou <= 1 for stage in module.results.values() for result in stage.values())
+    assert all(0 <= result.value <= 1 for stage in module.results.values() for result in stage.values())
     predictions: Any = run.predict(module, Batches())
     assert torch.equal(predictions[0][0]["logits"], watch.outputs[-3]["logits"])
 
@@ -198,7 +224,8 @@ def test_metrics_and_constants_are_not_in_checkpoints(tmp_path: Path) -> None:
 
 def test_slots_say_what_is_missing() -> None:
     batch = tiny.batch(1)
-    for module, call in ((EpisodeModule, "training_loss"), (EpisodeModule, "batch_logits")):
-        with pytest.raises(NotImplementedError, match=rf"EpisodeModule must implement {call}"):
-            getattr(module(tiny.adam, OneCycle()), call)(batch)
+    module: Any = EpisodeModule(tiny.adam, OneCycle())
+    for call in ("training_loss", "batch_logits", "clip_logits", "round_trip_logits"):
+        with pytest.raises(NotImplementedError, match=rf"EpisodeModule must implement {call.removesuffix('_logits')}"):
+            getattr(module, call)(batch)
     assert issubclass(InContextSegmenter, EpisodeModule)

@@ -12,14 +12,7 @@ from ldis_lightning.losses import Alignment, AlignmentLoss, DiceCrossEntropy, La
 from ldis_lightning.meta_architectures import LDIS1
 
 BATCH = tiny.batch()
-
-
-def in_double(batch: Any) -> Any:
-    """In double precision rounding cannot pass for a dependence, nor the other way round."""
-    return batch | {name: batch[name].double() for name in ("query_image", "reference_image")}
-
-
-EXACT = in_double(BATCH)
+EXACT = tiny.in_double(BATCH)
 
 
 def watch(module: LDIS1) -> list[dict[str, Any]]:
@@ -179,7 +172,7 @@ def test_a_prediction_does_not_depend_on_its_batch(add_noise: bool) -> None:
 
 def test_references_encoded_once_serve_many_queries() -> None:
     module = tiny.ldis1().double()
-    one = in_double(tiny.batch(1, references=3))
+    one = tiny.in_double(tiny.batch(1, references=3))
     with torch.no_grad():
         instruction = module.encode_references(one)
         repeated = Instruction(*(part.expand(3, *part.shape[1:]) for part in instruction))

@@ -1,0 +1,269 @@
+"""JPEG pictures and PNG label maps as bytes: what they hold, whether they are whole and whether they fit each other.
+
+Bytes come from elsewhere: each is parsed as the one format it should have, and nothing is unpacked beyond a bound.
+"""
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+from zlib_ng import zlib_ng
+
+from ldis_lightning.episode import IGNORE_INDEX
+from ldis_lightning.errors import UserError
+
+MAX_PIXELS = 2**26
+"""Larger pictures (8192 x 8192) are refused, because a few bytes of PNG can unpack into gigabytes."""
+
+MAX_CLASS_ID = 2**16 - 2
+"""Class ids are 1 to this, without 255: ids above 254 need 16-bit label maps."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What PIL raises on damaged files."""
+
+END_OF_IMAGE = b"\xff\xd9"  # the last marker of a JPEG
+_FRAME_MARKERS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _PALETTE = 0, 3  # colour types of PNG
+
+
+def inspect_pair(jpg: bytes, png: bytes, where: str) -> tuple[tuple[int, int], dict[int, int]]:
+    """As `inspect_files`, for a picture and a label map that have a name in common: `where`."""
+    return inspect_files(jpg, png, f"the image of {where}", f"the mask of {where}")
+
+
+def inspect_files(jpg: bytes, png: bytes, image: str, mask: str) -> tuple[tuple[int, int], dict[int, int]]:
+    """Size (height, width) of a picture and the pixels of each class in its label map, without 0 and 255.
+
+    Args:
+        jpg: a JPEG. It is not decoded.
+        png: a label map. It is decoded.
+        image: what to call the picture in messages.
+        mask: what to call the label map.
+
+    Raises:
+        UserError: one cannot be read or is not whole, or their sizes differ.
+    """
+    size = jpeg_size(jpg, image)
+    check_whole(jpg, image)
+    rows = _read_rows(png)
+    labels = rows[:, 1:] if rows is not None else read_label_map(png, mask)
+    check_same_size(size, labels.shape, mask)
+    return size, class_pixels(labels if rows is None else rows, mask)  # the zeros before each row count nowhere
+
+
+def check_same_size(image: tuple[int, ...], mask: tuple[int, ...], name: str) -> None:
+    """Check that a picture and its mask, called `name`, have the same (height, width).
+
+    Raises:
+        UserError: they do not.
+    """
+    if image != mask:
+        raise UserError(
+            f"{name} is {mask[1]} x {mask[0]} pixels, but its image {image[1]} x {image[0]}: they must be equal."
+        )
+
+
+def jpeg_size(jpg: bytes, name: str) -> tuple[int, int]:
+    """Height and width of a JPEG of grey or RGB colours, from its header.
+
+    Raises:
+        UserError: it is no such JPEG or too large.
+    """
+    size = _frame_size(jpg)
+    if size is not None and 0 < size[0] * size[1] <= MAX_PIXELS:
+        return size
+    with _open(jpg, "JPEG", name) as image:
+        if image.mode not in ("RGB", "L"):
+            raise UserError(f"{name} is a JPEG of {image.mode} colours: convert it to RGB.")
+        return image.height, image.width
+
+
+def _frame_size(jpg: bytes) -> tuple[int, int] | None:
+    """Height and width from the frame header of a usual JPEG; None for any other, which PIL must look at."""
+    if not jpg.startswith(b"\xff\xd8\xff"):
+        return None
+    place = 2
+    try:
+        while True:
+            marker, length = struct.unpack_from(">HH", jpg, place)
+            if marker in _FRAME_MARKERS:
+                bits, height, width, channels = struct.unpack_from(">BHHB", jpg, place + 4)
+                return (height, width) if bits == 8 and channels in (1, 3) else None
+            if not 0xFFC0 <= marker < 0xFFFF or 0xFFD0 <= marker < 0xFFDB:  # no segment before the frame header
+                return None
+            place += 2 + length
+    except struct.error:
+        return None
+
+
+def check_whole(jpg: bytes, name: str) -> None:
+    """Check that a JPEG is not cut short, by its last marker.
+
+    Where bytes follow that marker, as some cameras write them, the picture is decoded at an eighth of its size.
+
+    Raises:
+        UserError: it is cut short.
+    """
+    if jpg.endswith(END_OF_IMAGE):
+        return
+    try:
+        with Image.open(BytesIO(jpg), formats=["JPEG"]) as image:
+            image.draft("RGB", (image.width // 8, image.height // 8))
+            image.load()
+    except UNREADABLE as error:
+        raise UserError(f"{name} is a damaged JPEG ({error}).") from error
+
+
+def read_label_map(png: bytes, name: str) -> np.ndarray:
+    """Decode a label map: a grey PNG of 8 or 16 bits, a 1-bit one, or one with a palette, whose indices are the labels.
+
+    Returns:
+        (H, W) uint8, or uint16 where the PNG has 16 bits. 0 is none, 255 ignore in both.
+
+    Raises:
+        UserError: it is no such PNG or too large.
+    """
+    rows = _read_rows(png)
+    if rows is not None:
+        return np.ascontiguousarray(rows[:, 1:])
+    with _open(png, "PNG", name) as image:
+        bits = png[24]  # bit depth in IHDR, the first chunk of every PNG
+        if image.mode not in ("L", "P", "1", "I;16"):
+            raise UserError(
+                f"{name} is a PNG of {image.mode} colours: save it as a label map, grey of 8 or 16 bits or with a "
+                "palette."
+            )
+        if image.mode == "L" and bits != 8:  # PIL stretches these to 0 .. 255, so that label 1 would become 85 or 17
+            raise UserError(f"{name} is a {bits}-bit grey PNG: save it with 8 bits.")
+        try:
+            return np.asarray(image).astype(np.uint16 if bits == 16 else np.uint8)
+        except UNREADABLE as error:
+            raise UserError(f"{name} is a damaged PNG ({error}).") from error
+
+
+def write_label_map(labels: np.ndarray) -> bytes:
+    """Encode (H, W) uint8 or uint16 labels as a grey PNG of as many bits, without loss.
+
+    Rows are stored without the filters that PIL would choose, and so are read several times as fast.
+    """
+    height, width = labels.shape
+    rows = np.zeros((height, 1 + width * labels.itemsize), np.uint8)  # a row begins with the number of its filter
+    rows[:, 1:] = labels.astype(labels.dtype.newbyteorder(">")).view(np.uint8)
+    header = struct.pack(">IIBBBBB", width, height, 8 * labels.itemsize, _GREY, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return _SIGNATURE + b"".join(_chunk(kind, data) for kind, data in chunks.items())
+
+
+def shrink_pair(jpg: bytes, png: bytes, side: int, image: str, mask: str) -> tuple[bytes, bytes]:
+    """Scale a picture and its label map down so that the short side has `side` pixels; smaller ones stay as they are.
+
+    The picture is encoded anew with quality 95; the label map takes the nearest pixel and stays lossless.
+
+    Raises:
+        UserError: one cannot be decoded, or their sizes differ.
+    """
+    height, width = jpeg_size(jpg, image)
+    labels = read_label_map(png, mask)
+    check_same_size((height, width), labels.shape, mask)
+    if min(height, width) <= side:
+        return jpg, png
+    size = tuple(max(1, round(length * side / min(height, width))) for length in (width, height))
+    stream = BytesIO()
+    try:
+        with Image.open(BytesIO(jpg), formats=["JPEG"]) as picture:
+            picture.resize(size, Image.Resampling.LANCZOS).save(stream, "JPEG", quality=95)
+    except UNREADABLE as error:
+        raise UserError(f"{image} is a damaged JPEG ({error}).") from error
+    return stream.getvalue(), write_label_map(nearest(labels, (size[1], size[0])))
+
+
+def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map at another (height, width): each pixel takes the label nearest to its centre."""
+    rows, columns = ((np.arange(new) + 0.5) * (old / new) for new, old in zip(size, labels.shape, strict=True))
+    return labels[rows.astype(np.int64)[:, None], columns.astype(np.int64)]
+
+
+def class_pixels(labels: np.ndarray, name: str) -> dict[int, int]:
+    """Pixels of each class in a label map, ids ascending, without 0 and 255.
+
+    Counts runs of equal labels, because label maps are made of few: several times as fast as a histogram of pixels.
+
+    Raises:
+        UserError: a label is no class id.
+    """
+    flat = labels.ravel()
+    ends = np.append(_changes(flat), flat.size - 1)  # the last pixel of each run
+    counts = np.bincount(flat[ends], np.diff(ends, prepend=-1))  # float64, exact up to 2**53
+    if len(counts) > MAX_CLASS_ID + 1:
+        raise UserError(f"{name} holds the label {len(counts) - 1}: class ids are 1 to {MAX_CLASS_ID}, without 255.")
+    return {int(number): int(counts[number]) for number in np.flatnonzero(counts) if number not in (0, IGNORE_INDEX)}
+
+
+def _changes(flat: np.ndarray) -> np.ndarray:
+    """Positions whose value differs from that of the next one, ascending.
+
+    Looked for in words of eight pixels first, most of which hold none.
+    """
+    differs = np.zeros(-(-flat.size // 8) * 8, bool)
+    np.not_equal(flat[1:], flat[:-1], out=differs[: flat.size - 1])
+    words = differs.view(np.uint64)
+    places = np.flatnonzero(words != 0)
+    inner = np.flatnonzero(words[places].view(bool))
+    return places[inner >> 3] * 8 + (inner & 7)
+
+
+def _read_rows(png: bytes) -> np.ndarray | None:
+    """Unpack the usual label map of 8 bits: grey or palette, not interlaced, rows stored as they are.
+
+    PIL unpacks row by row, which takes several times as long.
+
+    Returns:
+        (H, 1 + W) uint8, a zero and the labels of each row; None for any other file: PIL reads it or says what is wrong.
+    """
+    if not png.startswith(_SIGNATURE + b"\0\0\0\rIHDR") or len(png) < 33:
+        return None
+    width, height, bits, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", png, 16)
+    if bits != 8 or colours not in (_GREY, _PALETTE) or interlaced or not 0 < width * height <= MAX_PIXELS:
+        return None
+    size = height * (1 + width)
+    inflater = zlib_ng.decompressobj()
+    try:
+        data = inflater.decompress(_image_data(png), size + 1)
+    except (zlib_ng.error, struct.error):
+        return None
+    filters = data[:: 1 + width]  # a row begins with the number of its filter
+    if len(data) != size or not inflater.eof or filters.count(0) != height:
+        return None
+    return np.frombuffer(data, np.uint8).reshape(height, 1 + width)
+
+
+def _image_data(png: bytes) -> bytes:
+    """The IDAT chunks of a PNG, joined."""
+    parts, place = [], 8
+    while place < len(png):
+        length, kind = struct.unpack_from(">I4s", png, place)
+        if kind == b"IDAT":
+            parts.append(png[place + 8 : place + 8 + length])
+        place += length + 12
+    return b"".join(parts)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _open(data: bytes, kind: str, name: str) -> Image.Image:
+    """Open a picture of exactly one format, so that bytes from elsewhere cannot choose their decoder."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
+            image = Image.open(BytesIO(data), formats=[kind])
+    except UNREADABLE as error:
+        raise UserError(f"{name} cannot be read as {kind}: the file is damaged or of another kind.") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}: scale it down.")
+    return image

@@ -1,0 +1,487 @@
+"""Every protocol draws what the table in its documentation says, and nothing else decides what."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+from tiny_sets import bare_index
+
+from ldis_lightning.datamodules import protocols
+from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
+from ldis_lightning.datamodules.index import ShardIndex
+from ldis_lightning.datamodules.manifest import Manifest
+from ldis_lightning.datamodules.pairing import AcrossImages
+from ldis_lightning.datamodules.pools import Catalogue
+from ldis_lightning.datamodules.protocols import (
+    BAMCOCO,
+    BAMPASCAL,
+    DAVIS,
+    FSS1000,
+    PROTOCOLS,
+    VSPW,
+    Absence,
+    FewShot,
+    HSNetCOCO,
+    HSNetPASCAL,
+    OnePass,
+    PFENetCOCO,
+    PFENetPASCAL,
+    Protocol,
+)
+from ldis_lightning.datamodules.source import Episode, EpisodeSource
+from ldis_lightning.datamodules.treatment import Swapped
+from ldis_lightning.errors import UserError
+from ldis_lightning.evaluation.measures import FalsePositives, JAndF, RegionIoU
+
+COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+"""COCO's 80 ids have gaps: folds count classes, not ids."""
+
+
+def classed(ids: Sequence[int]) -> dict[int, str]:
+    return {i: f"thing {i}" for i in ids}
+
+
+def random_contents(ids: Sequence[int], count: int) -> list[list[int]]:
+    """Each class in at least two images, some images of several classes, and some of none."""
+    generator = np.random.default_rng(3)
+    contents = [[i] for i in ids] * 2
+    contents += [generator.choice(ids, generator.integers(0, 4), replace=False).tolist() for _ in range(count)]
+    return contents
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    folder = tmp_path_factory.mktemp("coco") / "set"
+    return bare_index(folder, random_contents(COCO_IDS, 300), classes=classed(COCO_IDS))
+
+
+@pytest.fixture(scope="module")
+def pascal(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    folder = tmp_path_factory.mktemp("pascal") / "set"
+    return bare_index(folder, random_contents(range(1, 21), 100), classes=classed(range(1, 21)))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    """Rows 0-4: class 3 comes late. Rows 5-7: the first frame is empty. Rows 8-9: two frames. Row 10: one."""
+    contents = [[[1, 2], [1, 2], [1, 3], [], [2]], [[], [2], [2, 4]], [[4], [4]], [[1]]]
+    return bare_index(tmp_path_factory.mktemp("clips") / "set", clips=contents)
+
+
+def drawn(index: ShardIndex, protocol: Protocol, k: int = 1, **rules: Any) -> Manifest:
+    """The episodes of a set, in a datamodule of so many references."""
+    return draw_manifest(index, EvaluationSource(str(index.folder), protocol=protocol, **rules), k)
+
+
+def classes_of(index: ShardIndex, row: int) -> list[int]:
+    return index.classes_of_row(row)[0].tolist()
+
+
+def assert_uniform(counts: Counter, values: int) -> None:
+    """A chi-squared test, of draws that are always the same ones."""
+    found = list(counts.values())
+    assert len(found) == values
+    assert chisquare(found).pvalue > 1e-3
+
+
+# ---- Few-shot folds
+
+
+@pytest.mark.parametrize("fold", range(4))
+@pytest.mark.parametrize(
+    ("build", "ids", "expected"),
+    [
+        (HSNetCOCO, COCO_IDS, lambda f: [f + 4 * v for v in range(20)]),
+        (BAMCOCO, COCO_IDS, lambda f: [f + 4 * v for v in range(20)]),
+        (PFENetCOCO, COCO_IDS, lambda f: list(range(20 * f, 20 * f + 20))),
+        (lambda fold: PFENetCOCO(fold, interleaved=True), COCO_IDS, lambda f: [f + 4 * v for v in range(20)]),
+        (HSNetPASCAL, range(1, 21), lambda f: [5 * f, 5 * f + 1, 5 * f + 2, 5 * f + 3, 5 * f + 4]),
+        (BAMPASCAL, range(1, 21), lambda f: [5 * f, 5 * f + 1, 5 * f + 2, 5 * f + 3, 5 * f + 4]),
+        (PFENetPASCAL, range(1, 21), lambda f: [5 * f, 5 * f + 1, 5 * f + 2, 5 * f + 3, 5 * f + 4]),
+    ],
+)
+def test_classes_of_folds(
+    build: Callable[[int], Protocol], ids: Sequence[int], expected: Callable[[int], list[int]], fold: int
+) -> None:
+    """`expected` are positions in the list of classes, 0-based."""
+    assert build(fold).classes(classed(ids)) == [ids[position] for position in expected(fold)]
+
+
+@pytest.mark.parametrize("build", [HSNetCOCO, PFENetCOCO])
+def test_episodes_ask_for_the_folds_classes_alone(coco: ShardIndex, build: type[FewShot]) -> None:
+    seen: set[int] = set()
+    for fold in range(4):
+        manifest = drawn(coco, build(fold, episodes=300))
+        asked = {episode.class_id for episode in manifest.episodes}
+        assert asked == set(manifest.classes) == set(build(fold).classes(coco.classes))  # 300 draws miss none of 20
+        assert not asked & seen
+        seen |= asked
+        for episode in manifest.episodes:
+            assert episode.class_id == episode.reference_class
+            assert all(episode.class_id in classes_of(coco, row) for row in (episode.query, *episode.references))
+            assert episode.query not in episode.references
+    assert seen == set(COCO_IDS)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "episodes", "runs", "size"),
+    [
+        (HSNetCOCO(), 1000, 1, 400),
+        (HSNetPASCAL(), 1000, 1, 400),
+        (BAMCOCO(), 5000, 5, 400),
+        (BAMPASCAL(), 5000, 5, 400),
+        (PFENetCOCO(), 20_000, 1, None),
+        (PFENetPASCAL(), 5000, 1, None),
+    ],
+)
+def test_counts_runs_and_sizes(
+    coco: ShardIndex, pascal: ShardIndex, protocol: FewShot, episodes: int, runs: int, size: int | None
+) -> None:
+    manifest = drawn(coco if "coco" in protocol.name else pascal, protocol)
+    assert (len(manifest), manifest.runs, manifest.score_size) == (episodes, runs, size)
+    assert (len(manifest.table()), manifest.table().runs) == (episodes, runs)
+    assert len({episode.seed for episode in manifest.episodes}) == episodes
+    assert isinstance(protocol.measure, RegionIoU)
+
+
+def test_predictions_may_be_scored_at_the_original_size(coco: ShardIndex) -> None:
+    assert drawn(coco, HSNetCOCO(episodes=3, score_size=None)).score_size is None
+
+
+def test_the_class_is_drawn_first_then_the_query_then_the_reference(tmp_path: Path) -> None:
+    """Two classes of 5 and 40 images: each is asked for equally often, whatever its size."""
+    index = bare_index(tmp_path / "set", [[1]] * 5 + [[2]] * 40)
+    episodes = drawn(index, FewShot(folds=2, interleaved=False, episodes=20_000), k=2).episodes
+    assert_uniform(Counter(e.class_id for e in episodes), 2)
+    assert_uniform(Counter(e.query for e in episodes if e.class_id == 1), 5)
+    assert_uniform(Counter(e.query for e in episodes if e.class_id == 2), 40)
+    assert_uniform(Counter((e.query, e.references[0]) for e in episodes if e.class_id == 1), 5 * 4)
+    assert_uniform(Counter((e.query, e.references) for e in episodes if e.class_id == 1), 5 * 4 * 3)
+    assert_uniform(Counter(e.references[0] for e in episodes if e.class_id == 2), 40)
+
+
+def test_pascals_list_is_gone_through_and_again_from_its_start(pascal: ShardIndex) -> None:
+    manifest = drawn(pascal, HSNetPASCAL(2))
+    pairs = [(row, c) for row in range(len(pascal)) for c in classes_of(pascal, row) if c in manifest.classes]
+    assert 10 < len(pairs) < 500  # it has to begin again, more than once
+    asked = [(episode.query, episode.class_id) for episode in manifest.episodes]
+    assert asked == [pairs[i % len(pairs)] for i in range(1000)]
+    rounds = [[e.references for e in manifest.episodes[start:][: len(pairs)]] for start in (0, len(pairs))]
+    assert rounds[0] != rounds[1]  # with other references
+
+
+def test_bams_runs_are_equal_draws_of_which_the_first_is_hsnets(coco: ShardIndex) -> None:
+    bam = drawn(coco, BAMCOCO(1, episodes=50), seed=7).episodes
+    for run in range(5):
+        assert bam[50 * run : 50 * run + 50] == drawn(coco, HSNetCOCO(1, episodes=50), seed=7 + run).episodes
+    assert len({tuple(e.query for e in bam[50 * run : 50 * run + 50]) for run in range(5)}) == 5
+
+
+def test_bams_runs_of_pascal_differ_in_their_queries(pascal: ShardIndex) -> None:
+    episodes = drawn(pascal, BAMPASCAL(0, episodes=20, runs=2)).episodes
+    assert [e.query for e in episodes[:20]] != [e.query for e in episodes[20:]]
+
+
+# ---- One pass
+
+
+def test_every_image_once_and_its_class_uniform_among_its_own(tmp_path: Path) -> None:
+    index = bare_index(tmp_path / "set", [[2, 4, 1]] * 3000 + [[3]])  # the only image of class 3 has no reference
+    manifest = drawn(index, OnePass())
+    assert [episode.query for episode in manifest.episodes] == list(range(3000))
+    assert_uniform(Counter(episode.class_id for episode in manifest.episodes), 3)  # whatever it covers
+    assert (manifest.score_size, manifest.runs) == (None, 1)
+
+
+def test_references_are_uniform_among_the_other_images_of_the_class(tmp_path: Path) -> None:
+    index = bare_index(tmp_path / "set", [[1]] * 4 + [[2]] * 3)
+    pairs = Counter[tuple[int, int]]()
+    for seed in range(600):
+        for query, (reference,), *_ in drawn(index, OnePass(), seed=seed).episodes:
+            pairs[query, reference] += 1
+    assert_uniform(Counter({pair: n for pair, n in pairs.items() if pair[0] < 4}), 4 * 3)
+    assert_uniform(Counter({pair: n for pair, n in pairs.items() if pair[0] >= 4}), 3 * 2)
+
+
+def test_fss1000_asks_for_every_image_of_the_test_classes(tmp_path: Path) -> None:
+    ids = range(1, 241)
+    index = bare_index(tmp_path / "set", [[c] for c in ids for _ in range(10)], classes=classed(ids))
+    manifest = drawn(index, FSS1000())
+    assert [e.query for e in manifest.episodes] == list(range(2400))
+    assert all(e.class_id == 1 + e.query // 10 == 1 + e.references[0] // 10 for e in manifest.episodes)
+    assert all(e.query not in e.references for e in manifest.episodes)
+    assert (manifest.protocol, manifest.score_size) == ("fss1000", None)
+
+
+# ---- Clips
+
+
+def asked_of(episodes: Sequence[Episode]) -> list[tuple[int, int, int]]:
+    """(prompt, query, class) of episodes."""
+    return [(e.references[0], e.query, e.class_id) for e in episodes]
+
+
+def test_vspw_asks_all_later_frames_for_all_classes_of_the_first(clips: ShardIndex) -> None:
+    manifest = drawn(clips, VSPW())
+    expected = [(0, row, c) for row in (1, 2, 3, 4) for c in (1, 2)]  # class 3 was never prompted
+    expected += [(6, 7, 2), (8, 9, 4)]  # the first frame with labels prompts; one frame alone has none after it
+    assert asked_of(manifest.episodes) == expected
+    assert manifest.clip == [0] * 8 + [1, 2]
+    assert all(len(e.references) == 1 for e in manifest.episodes)
+    assert (manifest.score_size, manifest.runs, manifest.references) == (None, 1, 1)
+    assert isinstance(VSPW.measure, RegionIoU)
+    assert VSPW.by_clip
+
+
+def test_davis_leaves_out_first_and_last_frames(clips: ShardIndex) -> None:
+    manifest = drawn(clips, DAVIS())
+    assert asked_of(manifest.episodes) == [(0, row, c) for row in (1, 2, 3) for c in (1, 2)]
+    assert manifest.clip == [0] * 6
+    assert isinstance(DAVIS.measure, JAndF)
+    assert DAVIS.by_clip
+
+
+def test_frames_go_by_their_numbers_and_clips_may_lie_beside_images(tmp_path: Path) -> None:
+    from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard
+
+    (tmp_path / "none.tar").write_bytes(b"")
+    builder = IndexBuilder()
+    builder.add(Row("image", -1, -1, (8, 8), 0, (0, 0), (0, 0), {1: 4}))
+    clip = builder.add_clip("clip")
+    for frame in (30, 10, 20):  # rows 1, 2, 3
+        builder.add(Row(f"clip.{frame}", clip, frame, (8, 8), 0, (0, 0), (0, 0), {1: 4}))
+    builder.write(tmp_path, "odd", {1: "cat"}, [Shard("none.tar", 0, "")])
+    index = ShardIndex.open(tmp_path)
+    assert asked_of(drawn(index, VSPW()).episodes) == [(2, 3, 1), (2, 1, 1)]
+    assert asked_of(drawn(index, DAVIS()).episodes) == [(2, 3, 1)]
+
+
+def test_classes_of_the_source_choose_the_concepts_and_the_prompt(clips: ShardIndex) -> None:
+    assert asked_of(drawn(clips, VSPW(), classes=[3, 4]).episodes) == [(2, 3, 3), (2, 4, 3), (8, 9, 4)]
+
+
+def test_episodes_of_a_frame_do_not_depend_on_other_clips(clips: ShardIndex) -> None:
+    whole = drawn(clips, VSPW()).episodes
+    assert drawn(clips, VSPW(), classes=[1]).episodes == [e for e in whole if e.class_id == 1]
+    assert len({e.seed for e in whole}) == len(whole)
+
+
+def test_swapped_concepts_of_clips_are_others_of_the_prompt(clips: ShardIndex) -> None:
+    episodes = drawn(clips, DAVIS(), treatment=Swapped()).episodes
+    assert [(e.class_id, e.reference_class) for e in episodes] == [(1, 2), (2, 1)] * 3
+    with pytest.raises(UserError, match=r"c1 shows one class alone, so the treatment Swapped has no other"):
+        drawn(clips, VSPW(), treatment=Swapped())
+
+
+def test_a_clip_of_which_the_first_frame_alone_is_labelled(tmp_path: Path) -> None:
+    """As in DAVIS' test sets: there is nothing to learn from the score, but there are masks to predict."""
+    index = bare_index(tmp_path / "set", clips=[[[1, 2], [], []]])
+    assert asked_of(drawn(index, VSPW()).episodes) == [(0, 1, 1), (0, 1, 2), (0, 2, 1), (0, 2, 2)]
+
+
+# ---- Absence
+
+
+def test_absence_never_asks_for_a_shown_class(coco: ShardIndex) -> None:
+    manifest = drawn(coco, Absence(), k=2)
+    with_classes = [row for row in range(len(coco)) if classes_of(coco, row)]
+    assert [e.query for e in manifest.episodes] == with_classes
+    for episode in manifest.episodes:
+        assert episode.class_id not in classes_of(coco, episode.query)
+        assert all(episode.class_id in classes_of(coco, row) for row in episode.references)
+        assert len(set(episode.references)) == 2
+        assert episode.reference_class == episode.class_id
+    assert isinstance(Absence.measure, FalsePositives)
+
+
+def test_a_class_of_few_pixels_is_not_absent(tmp_path: Path) -> None:
+    index = bare_index(tmp_path / "set", [[1, 2]] * 3 + [[3, 1]] * 3)  # 10 pixels of the first class, 20 of the second
+    asked = [(e.query, e.class_id) for e in drawn(index, Absence(), min_pixels=15).episodes]
+    assert asked == [(3, 2), (4, 2), (5, 2)]  # the others show a little of class 1, and none shows enough of class 3
+
+
+def test_absent_classes_are_uniform(tmp_path: Path) -> None:
+    index = bare_index(tmp_path / "set", [[1]] * 3000 + [[2]] * 40 + [[3]] * 3 + [[4]] * 2)
+    asked = Counter(e.class_id for e in drawn(index, Absence()).episodes if e.query < 3000)
+    assert_uniform(asked, 3)
+    assert set(asked) == {2, 3, 4}
+
+
+# ---- Caps, references, determinism
+
+EVERY_PROTOCOL = [
+    OnePass(),
+    FSS1000(),
+    Absence(),
+    HSNetCOCO(episodes=60),
+    HSNetPASCAL(episodes=60),
+    BAMCOCO(episodes=60),
+    BAMPASCAL(episodes=60),
+    PFENetCOCO(episodes=60),
+    PFENetPASCAL(episodes=60),
+    DAVIS(),
+    VSPW(),
+]
+by_name = pytest.mark.parametrize("protocol", EVERY_PROTOCOL, ids=lambda protocol: protocol.name)
+
+
+@by_name
+def test_draws_are_a_pure_function(protocol: Protocol, coco: ShardIndex, clips: ShardIndex) -> None:
+    index = clips if protocol.by_clip else coco
+    one, same, other = drawn(index, protocol), drawn(index, protocol), drawn(index, protocol, seed=1)
+    assert one == same
+    assert one.hash == same.hash != other.hash
+    assert [e.seed for e in one.episodes] != [e.seed for e in other.episodes]
+
+
+@pytest.mark.parametrize("protocol", [OnePass(), Absence()], ids=["ldis", "absence"])
+def test_a_cap_on_one_pass_takes_an_even_part(protocol: Protocol, coco: ShardIndex) -> None:
+    whole, part = drawn(coco, protocol).episodes, drawn(coco, protocol, episodes=40).episodes
+    places = [whole.index(episode) for episode in part]  # every episode as it was
+    assert len(part) == 40
+    assert max(np.diff(places)) - min(np.diff(places)) <= 1
+    assert [whole.index(e) for e in drawn(coco, protocol, episodes=40, seed=0).episodes] == places
+    assert drawn(coco, protocol, episodes=10**6).episodes == whole
+
+
+@pytest.mark.parametrize("protocol", [HSNetCOCO(), HSNetPASCAL(), PFENetCOCO()], ids=lambda p: p.name)
+def test_a_cap_on_drawn_episodes_takes_the_first(protocol: Protocol, coco: ShardIndex) -> None:
+    part = drawn(coco, protocol, episodes=30).episodes
+    assert part == drawn(coco, protocol, episodes=1000).episodes[:30]
+    assert len(drawn(coco, HSNetCOCO(episodes=25), episodes=30)) == 25
+
+
+def test_a_cap_counts_the_episodes_of_each_run(coco: ShardIndex) -> None:
+    whole, part = drawn(coco, BAMCOCO(episodes=50)), drawn(coco, BAMCOCO(episodes=50), episodes=20)
+    assert part.episodes == [e for run in range(5) for e in whole.episodes[50 * run : 50 * run + 20]]
+    assert part.table().runs == 5
+
+
+def test_a_cap_on_clips_counts_frames_and_keeps_their_concepts(clips: ShardIndex) -> None:
+    whole, part = drawn(clips, VSPW()).episodes, drawn(clips, VSPW(), episodes=3).episodes
+    assert all(episode in whole for episode in part)
+    frames = {episode.query for episode in part}
+    assert len(frames) == 3
+    assert part == [episode for episode in whole if episode.query in frames]
+    assert any(count == 2 for count in Counter(e.query for e in part).values())
+
+
+@by_name
+def test_more_references_change_nothing_else(protocol: Protocol, coco: ShardIndex, clips: ShardIndex) -> None:
+    if protocol.by_clip:
+        assert drawn(clips, protocol, k=5) == drawn(clips, protocol)  # the datamodule's K is not theirs
+        return
+    one, five = drawn(coco, protocol), drawn(coco, protocol, k=5)
+    assert [e._replace(references=e.references[:1]) for e in five.episodes] == one.episodes
+    assert {len(e.references) for e in five.episodes} == {5}
+    assert five.references == 5
+    assert drawn(coco, protocol, references=5) == five
+    assert drawn(coco, protocol, k=5, references=1) == one  # the set's own K counts
+
+
+# ---- The registry, and mistakes
+
+
+def test_the_registry_knows_every_protocol_by_its_name() -> None:
+    assert list(PROTOCOLS) == [
+        "ldis", "hsnet-coco", "hsnet-pascal", "bam-coco", "bam-pascal", "pfenet-coco", "pfenet-pascal", "fss1000",
+        "davis", "vspw", "absence",
+    ]  # fmt: skip
+    assert all(kind.name == name for name, kind in PROTOCOLS.items())
+    assert all(kind().settings().keys() == drawn_settings(kind) for kind in PROTOCOLS.values())
+
+
+def drawn_settings(kind: type[Protocol]) -> set[str]:
+    """What must be written down to draw the same episodes again."""
+    few_shot = {"fold", "folds", "interleaved", "listed", "episodes", "runs", "score_size"}
+    return few_shot if issubclass(kind, FewShot) else set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fold": 4}, r"hsnet-coco: fold must be in 0 \.\. 3, got 4"),
+        ({"fold": -1}, r"fold must be in 0 \.\. 3, got -1"),
+        ({"episodes": 0}, "episodes must be 1 or more, got 0"),
+        ({"score_size": 0}, "score_size must be 1 or more, got 0"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        HSNetCOCO(**settings)
+
+
+def test_runs_and_folds_out_of_range() -> None:
+    with pytest.raises(UserError, match="bam-coco: runs must be 1 or more, got 0"):
+        BAMCOCO(runs=0)
+    with pytest.raises(UserError, match="few-shot: folds must be 1 or more, got 0"):
+        FewShot(folds=0)
+
+
+def test_classes_that_cannot_be_divided(clips: ShardIndex, pascal: ShardIndex) -> None:
+    with pytest.raises(UserError, match="hsnet-coco: 6 classes cannot be divided into 4 equal folds"):
+        HSNetCOCO().classes(classed(range(6)))
+    drawn(pascal, HSNetCOCO(episodes=2))  # 20 classes can
+
+
+def test_data_sets_that_do_not_allow_a_protocol(pascal: ShardIndex, tmp_path: Path) -> None:
+    for protocol in (DAVIS(), VSPW()):
+        with pytest.raises(UserError, match=rf"holds images, and the protocol {protocol.name} needs clips"):
+            drawn(pascal, protocol)
+    short = bare_index(tmp_path / "short", clips=[[[1], [1]], [[2], [2]]])
+    with pytest.raises(UserError, match="no clip has a labelled frame and another after it"):
+        drawn(short, DAVIS())
+    full = bare_index(tmp_path / "full", [[1, 2, 3, 4]] * 3)
+    with pytest.raises(UserError, match="every image shows every class"):
+        drawn(full, Absence())
+
+
+@pytest.mark.parametrize("rules", [{"pairing": AcrossImages()}, {"references": 2}])
+def test_the_first_frame_is_the_one_reference(clips: ShardIndex, rules: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="takes the first frame of a clip as its one reference"):
+        drawn(clips, VSPW(), **rules)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"episodes": 0}, "`episodes` is 0, and must be 1 or more"),
+        ({"episodes": -3}, "`episodes` is -3, and must be 1 or more"),
+        ({"references": 0}, "`references` is 0, and must be 1 or more"),
+        ({"min_pixels": 0}, "`min_pixels` is 0, and must be 1 or more"),
+        ({"seed": -1}, "`seed` is -1, and must be 0 or more"),
+        ({"classes": []}, "no image can be a query"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [OnePass(), HSNetCOCO()], ids=lambda p: p.name)
+def test_rules_out_of_range(coco: ShardIndex, protocol: Protocol, rules: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        drawn(coco, protocol, **rules)
+
+
+def test_a_protocol_of_ones_own(pascal: ShardIndex) -> None:
+    class Reversed(OnePass):
+        name = "reversed"
+
+        def __init__(self, step: int = 1) -> None:
+            self.step = step
+
+        def draw(self, catalogue: Catalogue, references: int) -> list[Episode]:
+            return super().draw(catalogue, references)[:: -self.step]
+
+    manifest = drawn(pascal, Reversed(2))
+    assert manifest.episodes == drawn(pascal, OnePass()).episodes[::-2]
+    assert (manifest.protocol, manifest.settings) == ("reversed", {"step": 2})
+    with pytest.raises(NotImplementedError, match=r"Protocol must implement draw\(catalogue, references\)"):
+        Protocol().draw(Catalogue(pascal, EpisodeSource(str(pascal.folder))), 1)
+
+
+def test_all_protocols_can_be_named_in_a_config() -> None:
+    from ldis_lightning import datamodules
+
+    assert all(getattr(datamodules, kind.__name__) is kind for kind in (*PROTOCOLS.values(), FewShot))
+    assert set(vars(protocols)) >= {kind.__name__ for kind in PROTOCOLS.values()}
