@@ -88,11 +88,13 @@ class ClipFetch:
         reader: the data set.
         treatment: what is done to the references.
         size: side of the squares.
+        originals: add `images_original`, on which predictions are drawn.
     """
 
     reader: FrameReader
     treatment: ReferenceTreatment
     size: int
+    originals: bool = False
 
     def __call__(self, steps: Iterable[ClipStep]) -> Iterator[ClipBatch | UserError]:
         """Batches. A `UserError` is passed on instead of raised: a loader would bury it in the worker's traceback."""
@@ -115,7 +117,7 @@ class ClipFetch:
         prompt = self.reader.read(concepts[0].references[0])
         references = [self._reference(*prompt, episode.reference_class) for episode in concepts]
         frames = [self._frame(of_frame, class_ids) for of_frame in step.frames]
-        images, labels, originals = zip(*frames, strict=True)
+        images, labels, originals, pictures = zip(*frames, strict=True)
         names = self.reader.index.classes
         batch = ClipBatch(
             query_image=_stack(images).permute(0, 3, 1, 2).contiguous(),  # (F, 3, H, W)
@@ -132,16 +134,18 @@ class ClipFetch:
             label_values=class_ids,
             context=self._context(concepts),
         )
+        if self.originals:
+            batch["images_original"] = list(pictures)
         if step.opens and step.valid:
             batch["first_frame"] = self._first_frame(concepts[0].references[0], prompt, class_ids)
         return batch
 
-    def _frame(self, episodes: list[Episode], class_ids: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Picture and labels as squares, and the labels at the original size."""
+    def _frame(self, episodes: list[Episode], class_ids: list[int]) -> tuple[np.ndarray, ...]:
+        """Picture and labels as squares, then labels and picture at the original size."""
         image, labels = self.reader.read(episodes[0].query)
         coded = numbered(labels, class_ids)
         crop = fit_square(labels.shape, self.size)
-        return crop.image(image, self.size), crop.labels(coded, self.size), coded
+        return crop.image(image, self.size), crop.labels(coded, self.size), coded, image
 
     def _reference(self, image: np.ndarray, labels: np.ndarray, class_id: int) -> tuple[np.ndarray, np.ndarray]:
         crop = fit_square(labels.shape, self.size)

@@ -259,18 +259,18 @@ class EpisodeDataModule(LightningDataModule):
         return [self._evaluation_loader(whole) for whole in self._sets("test").values()]
 
     def predict_dataloader(self) -> list[EvaluationLoader]:
-        """As for tests."""
-        return self.test_dataloader()
+        """As for tests; batches of clips also hold the original pictures."""
+        return [self._evaluation_loader(whole, originals=True) for whole in self._sets("test").values()]
 
     def _sets(self, stage: str) -> dict[str, EvaluationSet]:
         episodes = self.val_episodes if stage == "val" else None
         return {name: opened.subset(episodes) for name, opened in self.evaluation_sets.items()}
 
-    def _evaluation_loader(self, opened: EvaluationSet) -> EvaluationLoader:
+    def _evaluation_loader(self, opened: EvaluationSet, originals: bool = False) -> EvaluationLoader:
         episodes, reader = opened.manifest.episodes, FrameReader(opened.index)
         if opened.protocol.by_clip:
             clips = ClipSteps(episodes, self.eval_batch_size, *self._rank_and_world())
-            fetch_clips = ClipFetch(reader, opened.treatment, self.image_size)
+            fetch_clips = ClipFetch(reader, opened.treatment, self.image_size, originals)
             return EvaluationLoader(self._workers(), len(clips), clips, fetch_clips)
         steps = EvaluationSteps(episodes, self.eval_batch_size, *self._rank_and_world())
         fetch = Fetch([reader], [opened.treatment], self.image_size)

@@ -16,7 +16,8 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 from ldis_lightning.datamodules import index
-from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard, ShardIndex
+from ldis_lightning.datamodules.index import Row, Shard, ShardIndex
+from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.pictures import inspect_pair
 from ldis_lightning.datamodules.shards import valid_class_ids
 from ldis_lightning.errors import UserError

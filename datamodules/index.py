@@ -7,11 +7,6 @@ computed from the index alone, without reading data.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from array import array
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,8 +37,8 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # name -> data type, traili
     "class_row": ("<i8", ()),
     "class_pixels": ("<i8", ()),
 }
-_LABELS = {1: 2**8, 2: 2**16}  # version -> values that a label may have
-_WIDE_COLUMNS = COLUMNS | {"row_class": ("<u2", ())}  # of version 2
+LABELS = {1: 2**8, 2: 2**16}  # version -> values that a label may have
+WIDE_COLUMNS = COLUMNS | {"row_class": ("<u2", ())}  # of version 2
 
 
 class Shard(NamedTuple):
@@ -183,104 +178,6 @@ class ShardIndex:
         return slice(offset[class_id], offset[class_id + 1])
 
 
-class IndexBuilder:
-    """Collects rows in compact arrays and writes them as an index."""
-
-    def __init__(self) -> None:
-        self._key_text, self._clip_name_text = bytearray(), bytearray()
-        typecodes = {"|u1": "B", "<u2": "H", "<i4": "i", "<i8": "q"}
-        self._values = {name: array(typecodes[kind]) for name, (kind, _) in _WIDE_COLUMNS.items()}
-        for offset in ("key_offset", "clip_name_offset", "row_offset"):
-            self._values[offset].append(0)
-
-    def __len__(self) -> int:
-        """Number of rows so far."""
-        return len(self._values["clip"])
-
-    @property
-    def labelled(self) -> bool:
-        """Whether a row shows a class."""
-        return len(self._values["row_class"]) > 0
-
-    def add_clip(self, name: str) -> int:
-        """Register a clip and return its number, for `Row.clip`."""
-        self._clip_name_text += name.encode()
-        self._values["clip_name_offset"].append(len(self._clip_name_text))
-        return len(self._values["clip_name_offset"]) - 2
-
-    def add(self, row: Row) -> None:
-        """Append a row."""
-        values = self._values
-        self._key_text += row.key.encode()
-        values["key_offset"].append(len(self._key_text))
-        values["clip"].append(row.clip)
-        values["frame"].append(row.frame)
-        values["shard"].append(row.shard)
-        values["size"].extend(row.size)
-        values["image_span"].extend(row.image_span)
-        values["mask_span"].extend(row.mask_span)
-        for class_id in sorted(row.pixels):
-            values["row_class"].append(class_id)
-            values["row_pixels"].append(row.pixels[class_id])
-        values["row_offset"].append(len(values["row_class"]))
-
-    def add_shard(self, rows: Iterable[Row], clips: Iterable[str]) -> None:
-        """Append the rows of the next shard. Their `clip` is a position in `clips`; their `shard` is not looked at."""
-        numbers = [self.add_clip(clip) for clip in clips]
-        shard = self._values["shard"][-1] + 1 if len(self) else 0
-        for row in rows:
-            self.add(row._replace(shard=shard, clip=numbers[row.clip] if row.clip >= 0 else -1))
-
-    def write(self, folder: Path, name: str, classes: dict[int, str], shards: Iterable[Shard]) -> None:
-        """Write the index into the folder of its shards: columns first, and the header last, atomically.
-
-        Classes that occur but have no name are called `class N`.
-        """
-        highest = max(max(classes, default=0), max(self._values["row_class"], default=0))
-        version = 1 if highest < _LABELS[1] else 2
-        columns = self._columns(version)
-        temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder))
-        try:
-            described = {}
-            for column, values in columns.items():
-                np.save(temporary / f"{column}.npy", values, allow_pickle=False)
-                sha256 = sha256_of_file(temporary / f"{column}.npy")
-                described[column] = {"dtype": values.dtype.str, "shape": list(values.shape), "sha256": sha256}
-            header = {
-                "format": FORMAT,
-                "version": version,
-                "name": name,
-                "kind": _kind(columns["clip"]),
-                "rows": len(self),
-                "classes": {str(number): text for number, text in sorted((_unnamed(columns) | classes).items())},
-                "shards": [shard._asdict() for shard in shards],
-                "columns": described,
-                "column_folder": f"index-{hash_of_header(described)[:12]}",
-            }
-            share(temporary)
-            _put_in_place(temporary, folder / header["column_folder"])
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _write_atomically(folder / HEADER, json.dumps(header, indent=1, ensure_ascii=False) + "\n")
-        for old in folder.glob("index-*"):
-            if old.is_dir() and old.name != header["column_folder"]:
-                shutil.rmtree(old)
-
-    def _columns(self, version: int) -> dict[str, np.ndarray]:
-        kinds = _columns_of(version)
-        columns = {name: np.asarray(self._values[name], kind) for name, (kind, _) in kinds.items()}
-        columns["key_text"] = np.frombuffer(bytes(self._key_text), np.uint8)
-        columns["clip_name_text"] = np.frombuffer(bytes(self._clip_name_text), np.uint8)
-        order = np.argsort(
-            columns["row_class"], kind="stable"
-        )  # groups the entries by class and keeps rows sorted in each
-        entry_row = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(columns["row_offset"]))
-        counts = np.bincount(columns["row_class"], minlength=_LABELS[version])
-        columns["class_offset"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        columns["class_row"], columns["class_pixels"] = entry_row[order], columns["row_pixels"][order]
-        return {name: columns[name].reshape(-1, *trailing) for name, (_, trailing) in kinds.items()}
-
-
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of a folder's index.
 
@@ -357,22 +254,23 @@ def _load_column(folder: Path, header: dict[str, Any], name: str) -> np.ndarray:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}): {_again(folder)}") from error
-    kind, trailing = _columns_of(header["version"])[name]
+    kind, trailing = columns_of(header["version"])[name]
     found = (values.dtype.str, list(values.shape))
     if found != (described["dtype"], described["shape"]) or found[0] != kind or values.shape[1:] != trailing:
         raise UserError(f"{path} does not fit {HEADER} ({found[0]} {found[1]}): {_again(folder)}")
     return values.view(np.ndarray)  # still mapped; without the class, slicing costs a tenth
 
 
-def _columns_of(version: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return COLUMNS if version == 1 else _WIDE_COLUMNS
+def columns_of(version: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Data type and trailing shape of each column of an index of this version."""
+    return COLUMNS if version == 1 else WIDE_COLUMNS
 
 
 def _check_lengths(folder: Path, columns: dict[str, np.ndarray], header: dict[str, Any]) -> None:
     """Columns of one index must fit each other: an offset column ends where its values do."""
     rows = header["rows"]
     lengths = {name: rows for name in ("clip", "frame", "size", "shard", "image_span", "mask_span")}
-    lengths |= {"key_offset": rows + 1, "row_offset": rows + 1, "class_offset": _LABELS[header["version"]] + 1}
+    lengths |= {"key_offset": rows + 1, "row_offset": rows + 1, "class_offset": LABELS[header["version"]] + 1}
     ends = {"key_offset": "key_text", "clip_name_offset": "clip_name_text", "row_offset": "row_class"}
     ends |= {"class_offset": "class_row"}
     lengths |= {"row_pixels": len(columns["row_class"]), "class_pixels": len(columns["class_row"])}
@@ -384,31 +282,3 @@ def _check_lengths(folder: Path, columns: dict[str, np.ndarray], header: dict[st
         raise UserError(
             f"the columns of {folder / HEADER} do not fit each other ({', '.join(wrong)}): {_again(folder)}"
         )
-
-
-def _unnamed(columns: dict[str, np.ndarray]) -> dict[int, str]:
-    return {int(number): f"class {number}" for number in np.flatnonzero(np.diff(columns["class_offset"]))}
-
-
-def _kind(clip: np.ndarray) -> str:
-    in_clip = clip >= 0
-    return "clips" if in_clip.all() else "mixed" if in_clip.any() else "images"
-
-
-def share(folder: Path) -> None:
-    """Give a folder of `tempfile.mkdtemp`, which is for its owner alone, the usual permissions."""
-    mask = os.umask(0)
-    os.umask(mask)
-    folder.chmod(0o777 & ~mask)
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    if target.exists():  # the same columns, or a damaged copy of them
-        shutil.rmtree(target)
-    temporary.rename(target)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

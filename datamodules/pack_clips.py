@@ -115,20 +115,21 @@ def pair_frames(images: Path, masks: Path, skipped: Counter[str]) -> tuple[list[
         UserError: the folder holds folders, or two frames of one name.
     """
     files = sorted(os.listdir(images), key=natural)
-    pictures = {Path(name).stem: name for name in files if name.lower().endswith((".jpg", ".jpeg"))}
-    count = sum(name.lower().endswith((".jpg", ".jpeg")) for name in files)
-    if not count and any((images / name).is_dir() for name in files):
+    names = [name for name in files if name.lower().endswith((".jpg", ".jpeg"))]
+    if not names and any((images / name).is_dir() for name in files):
         raise UserError(
             f"{images} holds folders where frames were expected: the layout is JPEGImages/<clip>/<frame>.jpg."
         )
-    if len(pictures) < count:
+    pictures = {os.path.splitext(name)[0]: name for name in names}
+    if len(pictures) < len(names):
         raise UserError(f"{images} holds frames of the same name, .jpg and .jpeg: remove one of each.")
     annotations = set(os.listdir(masks)) if masks.is_dir() else set[str]()
-    skipped["files in JPEGImages that are no .jpg"] += len(files) - count
-    skipped["annotations without an image"] += sum(Path(name).stem not in pictures for name in annotations)
-    frames = [Frame(images / name, masks / f"{stem}.png") for stem, name in pictures.items()]
-    missing = {frame for frame in frames if frame.mask.name not in annotations}
-    return [frame for frame in frames if frame not in missing], [frame for frame in frames if frame in missing]
+    skipped["files in JPEGImages that are no .jpg"] += len(files) - len(names)
+    skipped["annotations without an image"] += sum(os.path.splitext(name)[0] not in pictures for name in annotations)
+    labelled, missing = list[Frame](), list[Frame]()
+    for stem, name in pictures.items():
+        (labelled if f"{stem}.png" in annotations else missing).append(Frame(images / name, masks / f"{stem}.png"))
+    return labelled, missing
 
 
 def natural(name: str) -> list[tuple[int, str]]:

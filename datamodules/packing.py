@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ldis_lightning.datamodules.index import IndexBuilder, Shard, ShardIndex
+from ldis_lightning.datamodules.index import Shard, ShardIndex
+from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.out_folder import OutFolder
 from ldis_lightning.datamodules.packer import Item, LeaveOut, Packer, Survey
 from ldis_lightning.datamodules.packing_job import DAMAGED, MOST_PROBLEMS, Job
@@ -177,8 +178,7 @@ def _finish(job: Job) -> Counter[str]:
         record = job.record(number)
         skipped += record.left_out
         damaged += record.damaged
-        if record.rows:
-            builder.add_shard(record.rows, record.clips)
+        if builder.load_shard(job.rows_path(number)):
             shards.append(record.shard)
         else:
             (job.folder / "new" / record.shard.name).unlink()
@@ -186,7 +186,7 @@ def _finish(job: Job) -> Counter[str]:
         skipped[f"{DAMAGED}, first of all: {damaged[0]}"] = skipped.pop(DAMAGED)
     if not shards:
         raise UserError(f"{job.name}: nothing is left to pack. Left out: {_listed(skipped)}.")
-    if not builder.labelled:
+    if not builder.labelled_rows:
         raise UserError(
             f"no label map of {job.name} shows a class: they hold only 0 (none) and 255 (ignore)."
             f"{job.packer.unlabelled_hint}"

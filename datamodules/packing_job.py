@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldis_lightning import __version__
-from ldis_lightning.datamodules.index import Row, Shard
+from ldis_lightning.datamodules.index import Shard
 from ldis_lightning.datamodules.packer import Item, LeaveOut, Packer
 from ldis_lightning.datamodules.pictures import UNREADABLE, inspect_files, shrink_pair
 from ldis_lightning.datamodules.shards import ShardFile, shard_name
@@ -21,11 +21,9 @@ DAMAGED = "samples that are damaged or do not fit"
 
 
 class Record(NamedTuple):
-    """What the index needs of a finished shard."""
+    """What is kept of a finished shard beside its index rows."""
 
     shard: Shard
-    rows: list[Row]
-    clips: list[str]
     left_out: Counter[str]  # reason -> samples
     damaged: list[str]  # at most one message of many
 
@@ -89,13 +87,18 @@ class Job:
         if problems and not self.skip_damaged:
             return problems
         partial.replace(self.folder / "new" / shard.name)
-        self._write_record(number, Record(shard, file.rows, file.clips, left_out, problems[:1]))
+        file.rows.save(self.rows_path(number))
+        self._write_record(number, Record(shard, left_out, problems[:1]))
         return []
 
+    def rows_path(self, number: int) -> Path:
+        """File of a shard's index rows, see `IndexBuilder.save`."""
+        return self.folder / "rows" / f"{number:05d}.rows"
+
     def record(self, number: int) -> Record:
-        """What was written beside a finished shard."""
-        shard, rows, clips, left_out, damaged = json.loads(self._record_path(number).read_text(encoding="utf-8"))
-        return Record(Shard(*shard), [_row(*row) for row in rows], clips, Counter(left_out), damaged)
+        """What was written last, and says that the shard is finished."""
+        shard, left_out, damaged = json.loads(self._record_path(number).read_text(encoding="utf-8"))
+        return Record(Shard(*shard), Counter(left_out), damaged)
 
     def _add(self, file: ShardFile, item: Item) -> None:
         pairs = (self._read(part, item.key) for part in item.parts)
@@ -148,12 +151,6 @@ class Job:
         packer = [type(self.packer).__qualname__, settings]
         text = json.dumps([__version__, packer, options, self.items], default=str, sort_keys=True)
         return json.dumps({"job": hashlib.sha256(text.encode()).hexdigest()}) + "\n"
-
-
-def _row(*values: Any) -> Row:
-    """A row as JSON gave it back."""
-    row = Row(*values)
-    return row._replace(pixels={int(number): count for number, count in row.pixels.items()})
 
 
 def _paths(part: Any) -> list[Path]:

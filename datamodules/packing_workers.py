@@ -1,6 +1,7 @@
 """The processes that write the shards of a packing job."""
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -86,6 +87,7 @@ _worker: dict[str, Any] = {}  # what `_begin` was given, in a worker process
 def _begin(job: Job, done: Any, stop: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal, and the parent decides
     _worker.update(job=job, done=done)
+    gc.freeze()  # what was there before is not to be looked through again and again
     _keep_memory()
     threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
 

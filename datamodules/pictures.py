@@ -222,7 +222,7 @@ def _read_rows(png: bytes) -> np.ndarray | None:
     PIL unpacks row by row, which takes several times as long.
 
     Returns:
-        (H, 1 + W) uint8, a zero and the labels of each row; None for any other file: PIL reads it or says what is wrong.
+        (H, 1 + W) uint8, a zero and the labels of each row; None for any other file, which PIL must look at.
     """
     if not png.startswith(_SIGNATURE + b"\0\0\0\rIHDR") or len(png) < 33:
         return None

@@ -306,7 +306,7 @@ class FirstFramePrompt(Protocol):
 
     pairing = FirstFrame
     by_clip = True
-    skip_last: ClassVar[bool] = False
+    skip_last: bool = False
 
     def draw(self, catalogue: Catalogue, references: int) -> list[Episode]:
         """See `Protocol`."""
@@ -353,11 +353,17 @@ class FirstFramePrompt(Protocol):
 
 
 class DAVIS(FirstFramePrompt):
-    """DAVIS, semi-supervised: J&F at the original size, the first and last frame of each clip left out."""
+    """DAVIS, semi-supervised: J&F at the original size, the first and last frame of each clip left out.
+
+    Args:
+        skip_last: False predicts and scores the last frame too; for a server that wants a mask of every frame.
+    """
 
     name = "davis"
     measure = JAndF()
-    skip_last = True
+
+    def __init__(self, skip_last: bool = True) -> None:
+        self.skip_last = skip_last
 
 
 class VSPW(FirstFramePrompt):

@@ -14,12 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard
+from ldis_lightning.datamodules.index import Row, Shard
+from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.out_folder import OutFolder
 from ldis_lightning.datamodules.pictures import MAX_CLASS_ID, inspect_files
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
+_BUFFER = 2**20  # bytes
 _BLOCK, _RECORD = 512, 10240  # a tar is made of blocks; its end is filled up to a record, as tar itself does
 
 
@@ -34,15 +36,14 @@ class ShardFile:
         classes: class id -> name.
 
     Attributes:
-        rows: of the frames so far. `Row.clip` is a position in `clips`, `Row.shard` is 0.
-        clips: names of the clips so far.
+        rows: of the frames so far, as those of shard 0.
     """
 
     def __init__(self, path: Path, dataset: str, classes: dict[int, str]) -> None:
         self.path, self.dataset, self.classes = path, dataset, classes
-        self.rows, self.clips = list[Row](), list[str]()
-        self._stream = path.open("wb")
-        self._hash, self._size = hashlib.sha256(), 0
+        self.rows = IndexBuilder()
+        self._stream = path.open("wb", _BUFFER)
+        self._hash, self._size, self._clips = hashlib.sha256(), 0, 0
 
     def add_image(
         self, key: str, jpg: bytes, png: bytes, source: str = "", names: tuple[str, str] | None = None
@@ -63,7 +64,7 @@ class ShardFile:
         size, pixels = inspect_files(jpg, png, *(names or _names_of(key)))
         image = self._write(f"{key}.jpg", jpg)  # in the order of the alphabet, as WebDataset's own writer has it
         self._write(f"{key}.json", self._description(list(pixels), size, source))
-        self.rows.append(Row(key, -1, -1, size, 0, image, self._write(f"{key}.png", png), pixels))
+        self.rows.add(Row(key, -1, -1, size, 0, image, self._write(f"{key}.png", png), pixels))
 
     def add_clip(
         self,
@@ -79,19 +80,20 @@ class ShardFile:
             raise UserError(f"clip {clip} has no frames.")
         digits = max(5, len(str(count - 1)))
         keys = [f"{clip}.{number:0{digits}d}" for number in range(count)]
+        rows = list[Row]()
         with self._undone_on_error():
-            sizes = set[tuple[int, int]]()
             for key, (jpg, png), called in zip(keys, frames, names or map(_names_of, keys), strict=True):
                 size, pixels = inspect_files(jpg, png, *called)
                 image, mask = self._write(f"{key}.jpg", jpg), self._write(f"{key}.png", png)
-                frame = len(self.rows) - self._begun
-                self.rows.append(Row(key, len(self.clips), frame, size, 0, image, mask, pixels))
-                sizes.add(size)
+                rows.append(Row(key, self._clips, len(rows), size, 0, image, mask, pixels))
+            sizes = {row.size for row in rows}
             if len(sizes) > 1:
                 raise UserError(f"clip {clip} has frames of different sizes (height, width): {sorted(sizes)}.")
-            occurring = sorted({class_id for row in self.rows[self._begun :] for class_id in row.pixels})
-            self._write(f"{clip}.json", self._description(occurring, sizes.pop(), source, frames=count))
-            self.clips.append(clip)
+            occurring = sorted({class_id for row in rows for class_id in row.pixels})
+            self._write(f"{clip}.json", self._description(occurring, rows[0].size, source, frames=count))
+        self._clips = self.rows.add_clip(clip) + 1
+        for row in rows:
+            self.rows.add(row)
 
     def close(self) -> Shard:
         """Write the end of the tar and return its name, size and SHA-256."""
@@ -125,14 +127,12 @@ class ShardFile:
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
         before, size = self._hash.copy(), self._size
-        self._begun = len(self.rows)
         try:
             yield
         except BaseException:
             self._stream.seek(size)
             self._stream.truncate()
             self._hash, self._size = before, size
-            del self.rows[self._begun :]
             raise
 
 
@@ -150,9 +150,6 @@ class ShardWriter:
         max_samples_per_shard: a new shard begins after so many frames. A clip is never split.
         overwrite: replace a data set of ours that is already at `out`.
 
-    Attributes:
-        labelled_frames: frames so far whose label map shows a class.
-
     Raises:
         UserError: on entry, when `out` cannot be written.
     """
@@ -169,7 +166,6 @@ class ShardWriter:
             raise UserError(f"max_samples_per_shard is {max_samples_per_shard}, and must be 1 or more.")
         self._path, self._overwrite = out, overwrite
         self.name, self.classes, self.max_samples_per_shard = name, valid_class_ids(classes), max_samples_per_shard
-        self.labelled_frames = 0
         self._builder, self._shards, self._keys = IndexBuilder(), list[Shard](), set[str]()
         self._file: ShardFile | None = None
 
@@ -200,16 +196,17 @@ class ShardWriter:
             UserError: the key is not usable or not new, or the two do not make a sample.
         """
         self._claim(key)
-        file = self._current()
-        file.add_image(key, jpg, png, source)
-        self.labelled_frames += bool(file.rows[-1].pixels)
+        self._current().add_image(key, jpg, png, source)
 
     def add_clip(self, clip: str, frames: list[tuple[bytes, bytes]], source: str = "") -> None:
         """Append a clip as one sample of `(jpg, png)` frames in order; otherwise as `add_image`."""
         self._claim(clip)
-        file = self._current()
-        file.add_clip(clip, frames, len(frames), source)
-        self.labelled_frames += sum(bool(row.pixels) for row in file.rows[-len(frames) :])
+        self._current().add_clip(clip, frames, len(frames), source)
+
+    @property
+    def labelled_frames(self) -> int:
+        """Frames so far whose label map shows a class."""
+        return self._builder.labelled_rows + (self._file.rows.labelled_rows if self._file else 0)
 
     def _claim(self, key: str) -> None:
         if key in self._keys:
@@ -228,7 +225,7 @@ class ShardWriter:
         if self._file is not None:
             file, self._file = self._file, None
             self._shards.append(file.close())
-            self._builder.add_shard(file.rows, file.clips)
+            self._builder.add_shard(file.rows)
 
     def _finish(self) -> None:
         self._close_shard()

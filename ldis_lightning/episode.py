@@ -76,6 +76,7 @@ class ClipBatch(TypedDict):
     label_values: list[int]  # C: the data set's own label of each concept
     context: str  # equal for two steps just where their references are: what was computed from them may be reused
     first_frame: NotRequired[FirstFrame]  # in a clip's first step
+    images_original: NotRequired[list[Any]]  # prediction only: F pictures (H0, W0, 3) uint8 numpy, on the host
 
 
 def is_clip_batch(batch: EpisodeBatch | ClipBatch) -> bool:

@@ -166,8 +166,10 @@ class LDISCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=not self._has_own_table())
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lightning's table of a test says what ours says, at greater length."""
+        """Lightning's table of a test says what ours says, at length; predictions go to files, not into memory."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict" and kwargs.get("return_predictions") is None:
+            kwargs["return_predictions"] = False
         if subcommand == "test" and self._has_own_table():
             kwargs["verbose"] = False
         return kwargs

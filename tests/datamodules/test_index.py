@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_samples import jpg, png
 
-from ldis_lightning.datamodules.index import COLUMNS, IndexBuilder, Row, Shard, ShardIndex
+from ldis_lightning.datamodules.index import COLUMNS, Row, Shard, ShardIndex
+from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.errors import UserError
 

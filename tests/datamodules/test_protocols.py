@@ -12,7 +12,8 @@ from tiny_sets import bare_index
 
 from ldis_lightning.datamodules import protocols
 from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
-from ldis_lightning.datamodules.index import ShardIndex
+from ldis_lightning.datamodules.index import Row, Shard, ShardIndex
+from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.manifest import Manifest
 from ldis_lightning.datamodules.pairing import AcrossImages
 from ldis_lightning.datamodules.pools import Catalogue
@@ -246,7 +247,8 @@ def test_davis_leaves_out_first_and_last_frames(clips: ShardIndex) -> None:
 
 
 def test_frames_go_by_their_numbers_and_clips_may_lie_beside_images(tmp_path: Path) -> None:
-    from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard
+    from ldis_lightning.datamodules.index import Row, Shard
+    from ldis_lightning.datamodules.index_builder import IndexBuilder
 
     (tmp_path / "none.tar").write_bytes(b"")
     builder = IndexBuilder()

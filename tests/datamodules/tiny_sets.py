@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldis_lightning.datamodules.index import IndexBuilder, Row, Shard, ShardIndex
+from ldis_lightning.datamodules.index import Row, Shard, ShardIndex
+from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.shards import ShardWriter
 
 CLASSES = {1: "cat", 2: "dog", 3: "cow", 4: "hen"}
