@@ -187,7 +187,7 @@ def _pack_source(name: str, module: Any, args: list[str]) -> int:
 
 def _add_packing_options(parser: Parser) -> None:
     """The options of every packer."""
-    _add_names(parser, "SRC's")
+    _add_names(parser, "that of the benchmark, or SRC's", "those of the benchmark, or class N")
     parser.add_argument("--workers", type=_at_least(1), metavar="N", help="processes to use (default: all cores)")
     parser.add_argument(
         "--resize",
@@ -204,13 +204,13 @@ def _add_packing_options(parser: Parser) -> None:
     )
 
 
-def _add_names(parser: Parser, whose: str) -> None:
+def _add_names(parser: Parser, whose: str, classes: str = "class N") -> None:
     parser.add_argument("--name", help=f"name of the data set (default: {whose})")
     parser.add_argument(
         "--class_names",
         default="",
         metavar="NAMES",
-        help='such as "1=sky,2=building", or a YAML or JSON file {1: sky, 2: building} (default: class N)',
+        help=f'such as "1=sky,2=building", or a YAML or JSON file {{1: sky, 2: building}} (default: {classes})',
     )
 
 
@@ -265,6 +265,21 @@ def _show(args: list[str]) -> int:
     return 0
 
 
+def _stats(args: list[str]) -> int:
+    parser = Parser("ldis data stats", "Count the classes, picture sizes and clip lengths of a data set and draw them.")
+    parser.add_argument("folder", metavar="DIR", help="folder of the data set")
+    parser.add_argument("--out", default="stats.png", metavar="FILE", help="the picture to write (default: stats.png)")
+    namespace = parser.parse(args)
+    from ldis_lightning.datamodules.index import ShardIndex
+    from ldis_lightning.datamodules.stats import as_text, draw, stats_of
+
+    stats = stats_of(ShardIndex.open(namespace.folder))
+    print(as_text(stats))
+    draw(stats, namespace.out)
+    print(f"picture: {namespace.out}")
+    return 0
+
+
 def _description(index: "ShardIndex") -> str:
     """Size of a data set and a line a class, for people."""
     clips = f" of {len(index.clip_names)} clips" if index.clip_names else ""
@@ -301,5 +316,6 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "index": ("index WebDataset shards that are there already", _index),
     "episodes": ("draw a protocol's episodes and write them to a manifest", _episodes),
     "show": ("describe a data set and draw a contact sheet of its episodes", _show),
+    "stats": ("count classes, picture sizes and clip lengths, and draw them", _stats),
     "verify": ("compare a data set with the SHA-256 sums in its index", _verify),
 }

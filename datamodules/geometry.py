@@ -202,7 +202,8 @@ def keep_concept(crop: Crop, labels: np.ndarray, class_id: int, size: int) -> np
 
 def largest_cover(labels: np.ndarray) -> float:
     """Share of the most frequent class (not 0, not 255) among the pixels that are not ignored; 0 where all are."""
-    counts = np.bincount(labels.ravel(), minlength=256)[:IGNORE_INDEX]
+    counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
+    counts[IGNORE_INDEX] = 0
     return float(counts[1:].max() / max(1, counts.sum()))
 
 

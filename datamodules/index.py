@@ -159,6 +159,10 @@ class ShardIndex:
         entries = slice(offset[row], offset[row + 1])
         return self._columns["row_class"][entries].astype(np.int64), self._columns["row_pixels"][entries]
 
+    def classes_per_row(self) -> np.ndarray:
+        """(rows,) int64: how many classes each row shows."""
+        return np.diff(self._columns["row_offset"])
+
     def verify(self) -> None:
         """Read every column and shard and compare it with its SHA-256.
 

@@ -135,6 +135,8 @@ def _highest(labels: np.ndarray) -> int:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of `ldis data pack davis` beside those of every packer."""
+    trees = [f"DAVIS {year}\n{tree.format('480p')}" for year, tree in TREES.items()]
+    parser.epilog = "\n".join(["what to download:", *trees])
     parser.add_argument("--year", type=int, choices=sorted(TREES), required=True, help="edition of DAVIS")
     splits = sorted({split for _, split in TOTALS})
     parser.add_argument("--split", choices=splits, required=True, help="the tests are of 2017 only")

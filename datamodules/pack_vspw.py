@@ -92,6 +92,7 @@ def read_classes(file: Path) -> dict[int, str]:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of `ldis data pack vspw` beside those of every packer."""
+    parser.epilog = f"what to download:\n{TREE}"
     parser.add_argument("--split", choices=tuple(VIDEOS), required=True, help="which of the owners' lists to pack")
     parser.add_argument(
         "--count_others",

@@ -85,7 +85,7 @@ def pack(
         job.begin()
         problems = run(job, job.missing(), workers or _cores(), progress)
         try:
-            refuse(problems, name)
+            refuse(problems, name, all_known=len(problems) < MOST_PROBLEMS)
             skipped = survey.skipped + _finish(job)
             target.publish(job.folder / "new")
         except UserError:  # the source must change, so that finished shards may be wrong by then
@@ -127,13 +127,21 @@ def _check_survey(survey: Survey, name: str, allow_partial: bool) -> None:
         keys.add(item.key)
 
 
-def refuse(problems: list[str], source: object, advice: str = "") -> None:
-    """Raise a UserError that lists what is wrong with samples of a source, if anything is."""
+def refuse(problems: list[str], source: object, advice: str = "", all_known: bool = True) -> None:
+    """Raise a UserError that lists what is wrong with frames of a source, if anything is.
+
+    Args:
+        problems: one message a frame.
+        source: what to call the source.
+        advice: what else to say, at the end.
+        all_known: whether the rest of the source is right.
+    """
     if not problems:
         return
     listed = "".join(f"\n  {problem}" for problem in problems[:MOST_PROBLEMS])
     more = f"\n  and {len(problems) - MOST_PROBLEMS} more." if len(problems) > MOST_PROBLEMS else ""
-    raise UserError(f"{source} was not packed, because of {len(problems)} of its frames:{listed}{more}{advice}")
+    count = f"{len(problems)}{'' if all_known else ' or more'}"
+    raise UserError(f"{source} was not packed, because of {count} of its frames:{listed}{more}{advice}")
 
 
 @contextmanager

@@ -43,12 +43,12 @@ class Job:
 
     def begin(self) -> None:
         """Keep what an interrupted run of the same job has left in the folder, and nothing else."""
-        record = self.folder / "job.json"
-        if not record.is_file() or record.read_text() != self._identity():
+        record, identity = self.folder / "job.json", self._identity()
+        if not record.is_file() or record.read_text() != identity:
             for entry in self.folder.iterdir():
                 if entry.name != "lock":
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            record.write_text(self._identity())
+            record.write_text(identity)
         for name in ("new", "rows", "partial"):
             (self.folder / name).mkdir(exist_ok=True)
 
@@ -60,7 +60,7 @@ class Job:
         """Frames of a shard, as planned."""
         return sum(len(self.items[position].parts) for position in self.plan[number])
 
-    def write_shard(self, number: int, tick: Callable[[int], None]) -> list[str]:
+    def write_shard(self, number: int, tick: Callable[[int], object]) -> list[str]:
         """Write a shard, calling `tick` with the frames of each sample as it is done.
 
         Returns:
@@ -102,23 +102,21 @@ class Job:
 
     def _add(self, file: ShardFile, item: Item) -> None:
         pairs = (self._read(part, item.key) for part in item.parts)
-        names = [_names(part, item.key) for part in item.parts]
         if item.is_clip:
-            file.add_clip(item.key, pairs, len(item.parts), item.source, names)
+            file.add_clip(item.key, pairs, len(item.parts), item.source)
         else:
-            file.add_image(item.key, *next(pairs), item.source, names[0])
+            file.add_image(item.key, *next(pairs), item.source)
 
     def _read(self, part: Any, key: str) -> tuple[bytes, bytes]:
-        names = _names(part, key)
         try:
             jpg, png = self.packer.read(part)
         except UNREADABLE as error:
-            where = getattr(error, "filename", None) or names[0]
+            where = getattr(error, "filename", None) or _names(part, key)[0]
             raise UserError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-        return (jpg, png) if self.resize is None else shrink_pair(jpg, png, self.resize, *names)
+        return (jpg, png) if self.resize is None else shrink_pair(jpg, png, self.resize, *_names(part, key))
 
     def _problems(self, item: Item) -> list[str]:
-        """What is wrong with each frame of a sample that was refused."""
+        """What is wrong with each frame of a sample that was refused, under the names of their files."""
         problems = []
         for part in item.parts:
             try:

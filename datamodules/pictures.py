@@ -154,7 +154,7 @@ def write_label_map(labels: np.ndarray) -> bytes:
     rows = np.zeros((height, 1 + width * labels.itemsize), np.uint8)  # a row begins with the number of its filter
     rows[:, 1:] = labels.astype(labels.dtype.newbyteorder(">")).view(np.uint8)
     header = struct.pack(">IIBBBBB", width, height, 8 * labels.itemsize, _GREY, 0, 0, 0)
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows.tobytes()), b"IEND": b""}
     return _SIGNATURE + b"".join(_chunk(kind, data) for kind, data in chunks.items())
 
 
@@ -171,14 +171,14 @@ def shrink_pair(jpg: bytes, png: bytes, side: int, image: str, mask: str) -> tup
     check_same_size((height, width), labels.shape, mask)
     if min(height, width) <= side:
         return jpg, png
-    size = tuple(max(1, round(length * side / min(height, width))) for length in (width, height))
+    rows, columns = (max(1, round(length * side / min(height, width))) for length in (height, width))
     stream = BytesIO()
     try:
         with Image.open(BytesIO(jpg), formats=["JPEG"]) as picture:
-            picture.resize(size, Image.Resampling.LANCZOS).save(stream, "JPEG", quality=95)
+            picture.resize((columns, rows), Image.Resampling.LANCZOS).save(stream, "JPEG", quality=95)
     except UNREADABLE as error:
         raise UserError(f"{image} is a damaged JPEG ({error}).") from error
-    return stream.getvalue(), write_label_map(nearest(labels, (size[1], size[0])))
+    return stream.getvalue(), write_label_map(nearest(labels, (rows, columns)))
 
 
 def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -196,24 +196,28 @@ def class_pixels(labels: np.ndarray, name: str) -> dict[int, int]:
         UserError: a label is no class id.
     """
     flat = labels.ravel()
-    ends = np.append(_changes(flat), flat.size - 1)  # the last pixel of each run
-    counts = np.bincount(flat[ends], np.diff(ends, prepend=-1))  # float64, exact up to 2**53
+    ends = _run_ends(flat)
+    lengths = ends.copy()
+    lengths[0] += 1
+    lengths[1:] -= ends[:-1]
+    counts = np.bincount(flat[ends], lengths).tolist()  # float64, exact up to 2**53
     if len(counts) > MAX_CLASS_ID + 1:
         raise UserError(f"{name} holds the label {len(counts) - 1}: class ids are 1 to {MAX_CLASS_ID}, without 255.")
-    return {int(number): int(counts[number]) for number in np.flatnonzero(counts) if number not in (0, IGNORE_INDEX)}
+    return {label: int(count) for label, count in enumerate(counts) if count and label not in (0, IGNORE_INDEX)}
 
 
-def _changes(flat: np.ndarray) -> np.ndarray:
-    """Positions whose value differs from that of the next one, ascending.
+def _run_ends(flat: np.ndarray) -> np.ndarray:
+    """Positions of the last element of each run of equal ones, int64, ascending.
 
-    Looked for in words of eight pixels first, most of which hold none.
+    Words of eight elements are looked at first, because most hold no end.
     """
-    differs = np.zeros(-(-flat.size // 8) * 8, bool)
-    np.not_equal(flat[1:], flat[:-1], out=differs[: flat.size - 1])
-    words = differs.view(np.uint64)
+    is_end = np.zeros(-(-flat.size // 8) * 8, bool)
+    np.not_equal(flat[1:], flat[:-1], out=is_end[: flat.size - 1])
+    is_end[flat.size - 1] = True
+    words = is_end.view(np.uint64)
     places = np.flatnonzero(words != 0)
-    inner = np.flatnonzero(words[places].view(bool))
-    return places[inner >> 3] * 8 + (inner & 7)
+    ends = np.flatnonzero(words[places].view(bool))  # as if these words were the only ones
+    return ends + (8 * (places - np.arange(len(places))))[ends >> 3]
 
 
 def _read_rows(png: bytes) -> np.ndarray | None:
@@ -233,7 +237,7 @@ def _read_rows(png: bytes) -> np.ndarray | None:
     inflater = zlib_ng.decompressobj()
     try:
         data = inflater.decompress(_image_data(png), size + 1)
-    except (zlib_ng.error, struct.error):
+    except (zlib_ng.error, struct.error):  # pyright: ignore[reportGeneralTypeIssues]: its stub is wrong
         return None
     filters = data[:: 1 + width]  # a row begins with the number of its filter
     if len(data) != size or not inflater.eof or filters.count(0) != height:

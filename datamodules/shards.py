@@ -17,7 +17,7 @@ from typing import Any, Self
 from ldis_lightning.datamodules.index import Row, Shard
 from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.out_folder import OutFolder
-from ldis_lightning.datamodules.pictures import MAX_CLASS_ID, inspect_files
+from ldis_lightning.datamodules.pictures import MAX_CLASS_ID, inspect_pair
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
@@ -45,9 +45,7 @@ class ShardFile:
         self._stream = path.open("wb", _BUFFER)
         self._hash, self._size, self._clips = hashlib.sha256(), 0, 0
 
-    def add_image(
-        self, key: str, jpg: bytes, png: bytes, source: str = "", names: tuple[str, str] | None = None
-    ) -> None:
+    def add_image(self, key: str, jpg: bytes, png: bytes, source: str = "") -> None:
         """Append a picture and its label map, whose bytes are stored as they are.
 
         Args:
@@ -55,25 +53,17 @@ class ShardFile:
             jpg: the picture.
             png: its label map, see `pictures.read_label_map`.
             source: where the picture is from, for `KEY.json`.
-            names: what to call picture and label map in messages.
 
         Raises:
             UserError: the key is not usable, or the two do not make a sample.
         """
         check_key(key)
-        size, pixels = inspect_files(jpg, png, *(names or _names_of(key)))
+        size, pixels = inspect_pair(jpg, png, key)
         image = self._write(f"{key}.jpg", jpg)  # in the order of the alphabet, as WebDataset's own writer has it
         self._write(f"{key}.json", self._description(list(pixels), size, source))
         self.rows.add(Row(key, -1, -1, size, 0, image, self._write(f"{key}.png", png), pixels))
 
-    def add_clip(
-        self,
-        clip: str,
-        frames: Iterable[tuple[bytes, bytes]],
-        count: int,
-        source: str = "",
-        names: Iterable[tuple[str, str]] | None = None,
-    ) -> None:
+    def add_clip(self, clip: str, frames: Iterable[tuple[bytes, bytes]], count: int, source: str = "") -> None:
         """Append a clip as one sample of `count` frames `(jpg, png)` in order, one at a time; else as `add_image`."""
         check_key(clip)
         if not count:
@@ -82,8 +72,8 @@ class ShardFile:
         keys = [f"{clip}.{number:0{digits}d}" for number in range(count)]
         rows = list[Row]()
         with self._undone_on_error():
-            for key, (jpg, png), called in zip(keys, frames, names or map(_names_of, keys), strict=True):
-                size, pixels = inspect_files(jpg, png, *called)
+            for key, (jpg, png) in zip(keys, frames, strict=True):
+                size, pixels = inspect_pair(jpg, png, key)
                 image, mask = self._write(f"{key}.jpg", jpg), self._write(f"{key}.png", png)
                 rows.append(Row(key, self._clips, len(rows), size, 0, image, mask, pixels))
             sizes = {row.size for row in rows}
@@ -273,10 +263,6 @@ def check_key(key: str) -> None:
         )
     if not key.isprintable():
         raise UserError(f"key {key!r} holds characters that cannot be printed: rename the file.")
-
-
-def _names_of(key: str) -> tuple[str, str]:
-    return f"the image of {key}", f"the mask of {key}"
 
 
 def _header(name: str, size: int) -> bytes:

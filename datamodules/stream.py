@@ -197,5 +197,5 @@ def _unchanged(batch: Any) -> Any:
 
 def _checked(batch: Any) -> Any:
     if isinstance(batch, UserError):
-        raise batch
+        raise UserError(str(batch))  # `batch` itself would be tied to this frame, and keep the workers alive with it
     return batch

@@ -12,7 +12,6 @@ import lightning as L
 import numpy as np
 import pytest
 import tiny
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -46,10 +45,10 @@ def frame(class_ids: list[int], seed: int) -> tuple[bytes, bytes]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`images`, 64 of them, and `clips`."""
     folder = tmp_path_factory.mktemp("sets")
-    names = {1: "ring", 2: "star", 3: "moon"}
+    names = {1: "ring", 2: "star", 3: "moon", 4: "bolt"}
     with ShardWriter(folder / "images", "images", names) as writer:
         for number in range(64):
-            writer.add_image(f"i{number:02d}", *frame([1 + number % 3, 1 + (number + 1) % 3], number))
+            writer.add_image(f"i{number:02d}", *frame([1 + number % 4, 1 + (number + 1) % 4], number))
     with ShardWriter(folder / "clips", "clips", names) as writer:
         for number, (clip, count) in enumerate(CLIPS.items()):
             concepts = [1, 2, 3][: 1 + number % 3]
@@ -66,12 +65,12 @@ def _of_size(pair: tuple[bytes, bytes], side: int) -> tuple[bytes, bytes]:
     return streams[0].getvalue(), streams[1].getvalue()
 
 
-def datamodule(folder: Path, episodes: int | None, **settings: Any) -> EpisodeDataModule:
-    sets = {
+def sets_of(folder: Path, episodes: int) -> dict[str, EvaluationSource]:
+    """So many images, and all concepts of so many frames."""
+    return {
         "images": EvaluationSource(str(folder / "images"), episodes=episodes),
         "clips": EvaluationSource(str(folder / "clips"), episodes=episodes, protocol=VSPW()),
     }
-    return EpisodeDataModule(evaluation=sets, **settings)
 
 
 # ---- Simulated ranks
@@ -88,20 +87,22 @@ def guess(batch: Any) -> Tensor:
     return (grey[:, None] - own[..., None, None]).float()
 
 
-def scored_by(folder: Path, world: int, patch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:
+def scored_by(folder: Path, episodes: int, world: int, patch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:
     """Each set's result and hash where so many ranks have each done their share, one after the other."""
     states: dict[str, EpisodeScores] = {}
     hashes: dict[str, set[str]] = {}
     steps: dict[str, set[int]] = {}
+    score: Any
     for rank in range(world):
         patch.setattr(EpisodeDataModule, "_rank_and_world", lambda _, rank=rank: (rank, world))
-        data = datamodule(folder, **settings)
+        data = EpisodeDataModule(evaluation=sets_of(folder, episodes), image_size=16, **settings)
         data.setup("test")
         for name, loader in zip(data.evaluation_names, data.test_dataloader(), strict=True):
             board = data.scoreboard("test", name)
             scores = EpisodeScores(board.measure, board.table)
             for batch in loader:
-                scores.update(*(score_clip if is_clip_batch(batch) else score_batch)(board, guess(batch), batch))
+                score = score_clip if is_clip_batch(batch) else score_batch
+                scores.update(*score(board, guess(batch), batch))
             total = states.setdefault(name, EpisodeScores(board.measure, board.table))
             total.counts, total.seen = total.counts + scores.counts, total.seen + scores.seen  # what all-reduce does
             hashes.setdefault(name, set()).add(data.manifests[name].hash)
@@ -123,12 +124,9 @@ def test_the_same_bits_for_all_ranks_workers_and_batches(
 ) -> None:
     grid = [(world, workers, size) for world in (1, 2, 3) for workers in (0, 2) for size in (1, 4)]
     found = {
-        point: scored_by(
-            folder, point[0], monkeypatch, episodes=episodes, num_workers=point[1], eval_batch_size=point[2],
-            image_size=16,
-        )
+        point: scored_by(folder, episodes, point[0], monkeypatch, num_workers=point[1], eval_batch_size=point[2])
         for point in grid
-    }  # fmt: skip
+    }
     for name in ("images", "clips"):
         alone, alone_hash = found[1, 0, 1][name]
         assert alone.complete and set(alone.seen.tolist()) == {1}
@@ -144,16 +142,22 @@ def test_the_same_bits_for_all_ranks_workers_and_batches(
 # ---- Ranks of their own
 
 
+class InDouble(EpisodeDataModule):
+    """Sums of floats come out differently for other batches, which might move a logit over 0."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return tiny.in_double(super().on_after_batch_transfer(batch, dataloader_idx))
+
+
 def evaluate(folder: Path, ranks: int) -> tuple[int, dict[str, Any]]:
     """Test a small LDIS-1 under a trainer of so many ranks: the rank, and what it came to."""
     quiet: Any = {name: False for name in ("logger", "enable_progress_bar", "enable_checkpointing")}
-    # In double precision: sums of floats come out differently for other batches, and might move a logit over 0.
     run = L.Trainer(
-        accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto", precision="64-true",
+        accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto",
         use_distributed_sampler=False, enable_model_summary=False, **quiet,
     )  # fmt: skip
-    module = tiny.ldis1(timestep=100, add_noise=True)
-    data = datamodule(folder, 20, image_size=tiny.PICTURE, eval_batch_size=3, num_workers=1)
+    module = tiny.ldis1(timestep=100, add_noise=True).double()
+    data = InDouble(evaluation=sets_of(folder, 20), image_size=tiny.PICTURE, eval_batch_size=3, num_workers=1)
     run.test(module, data, verbose=False)
     found = {}
     for name, result in module.results["test"].items():

@@ -16,7 +16,7 @@ from ldis_lightning.datamodules.clip_stream import ClipFetch, ClipStep, ClipStep
 from ldis_lightning.datamodules.decode import FrameReader
 from ldis_lightning.datamodules.episodes import EpisodeDataModule
 from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
-from ldis_lightning.datamodules.protocols import DAVIS, VSPW, OnePass
+from ldis_lightning.datamodules.protocols import VSPW, OnePass
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.datamodules.source import Episode
 from ldis_lightning.datamodules.treatment import Hidden, Intact, ReferenceTreatment, ShiftedMask, Swapped
@@ -277,4 +277,6 @@ def test_a_broken_frame_stops_with_a_plain_message(tmp_path: Path, workers: int)
         writer.add_clip("clip", [(jpg, png), (jpg, png), (jpg[:300] + bytes(200) + jpg[-2:], png)])
     with pytest.raises(UserError) as caught:
         batches_of(tmp_path / "set", num_workers=workers, eval_batch_size=1)
-    assert str(caught.value).startswith("the image of clip.00002 in ")
+    message = str(caught.value)
+    del caught  # its traceback keeps the workers alive
+    assert message.startswith("the image of clip.00002 in ")

@@ -92,7 +92,8 @@ def test_many_classes_are_cut_to_the_most_frequent(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["synht"], "no command `synht`; did you mean `synth`"),
-        (["pack", "davis"], "no command `davis`.*clips"),
+        (["pack", "dvis"], "no command `dvis`; did you mean `davis`"),
+        (["pack", "coco_json"], "no command `coco_json`; did you mean `coco-json`"),
         (["pack", "clips", "SRC", "--ot", "X"], "unknown option `--ot`; did you mean `--out`"),
         (["pack", "clips", "SRC", "--out", "X", "--skip-unlabelled"], "did you mean `--skip_unlabelled`"),
         (["pack", "clips", "SRC"], "required: --out"),
@@ -105,6 +106,8 @@ def test_many_classes_are_cut_to_the_most_frequent(tmp_path, capsys):
         (["index", "typo"], "typo: there is no such folder"),
         (["show", "typo"], "typo: there is no such folder"),
         (["show", "typo", "--episodes", "0"], "--episodes: `0` is no whole number from 1 on"),
+        (["pack", "clips", "SRC", "--out", "X", "--workers", "0"], "--workers: `0` is no whole number from 1 on"),
+        (["stats", "typo"], "typo: there is no such folder"),
         (["verify", "typo"], "typo: there is no such folder"),
         (["verify", "a", "b"], "unrecognized arguments: b"),
     ],
@@ -130,7 +133,9 @@ def test_listings(arguments, capsys):
     assert "commands:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["synth"], ["pack", "clips"], ["index"], ["show"], ["verify"]])
+@pytest.mark.parametrize(
+    "command", [["synth"], ["pack", "clips"], ["pack", "davis"], ["index"], ["show"], ["stats"], ["verify"]]
+)
 def test_help_imports_nothing_that_takes_long(command):
     code = (
         "import sys; from ldis_lightning.datamodules.commands import main; "

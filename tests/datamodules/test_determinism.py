@@ -14,7 +14,7 @@ from recorder import Recorder, datamodule, digests, trainer
 from tiny_sets import mixed_contents, write_images
 
 from ldis_lightning.datamodules.pairing import AcrossImages, WithinClip
-from ldis_lightning.datamodules.source import EpisodeSource
+from ldis_lightning.datamodules.source import TrainingSource
 from ldis_lightning.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(
@@ -50,8 +50,8 @@ def test_workers_do_not_matter_in_evaluation(folder: Path) -> None:
     for settings in ({}, {"num_workers": 3, "start_method": "fork"}, {"eval_batch_size": 7}):
         data = datamodule(folder, **{"eval_batch_size": 4, **settings})
         data.setup("validate")
-        (loader,) = data.val_dataloader()
-        found.append([digest for batch in loader for digest in digests(batch)])
+        loader: list[Any] = data.val_dataloader()  # of one set
+        found.append([digest for batch in loader[0] for digest in digests(batch)])
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 30
 
@@ -143,7 +143,7 @@ def test_another_plan_is_refused_in_training_only(folder: Path, tmp_path: Path, 
     run = trainer(max_steps=2, limit_val_batches=0)
     run.fit(Recorder(), datamodule(folder))
     run.save_checkpoint(tmp_path / "two.ckpt")
-    data = datamodule(folder, train=EpisodeSource(str(folder), **rules), **changed)
+    data = datamodule(folder, train=TrainingSource(str(folder), **rules), **changed)
     with pytest.raises(UserError, match=message):
         trainer(max_steps=4, limit_val_batches=0).fit(Recorder(), data, ckpt_path=str(tmp_path / "two.ckpt"))
     trainer().test(Recorder(), data, ckpt_path=str(tmp_path / "two.ckpt"), verbose=False)
@@ -151,11 +151,12 @@ def test_another_plan_is_refused_in_training_only(folder: Path, tmp_path: Path, 
 
 def test_an_equal_plan_in_another_folder_is_the_same(folder: Path, tmp_path: Path) -> None:
     elsewhere = datamodule(write_images(tmp_path / "copy", mixed_contents(30)).folder)
-    here = datamodule(folder, train=EpisodeSource(str(folder), pairing=AcrossImages()))
-    other = datamodule(folder, train=EpisodeSource(str(folder), pairing=WithinClip()))
+    here = datamodule(folder, train=TrainingSource(str(folder), pairing=AcrossImages()))
+    other = datamodule(folder, train=TrainingSource(str(folder), pairing=WithinClip()))
     for data in (elsewhere, here):
         data.setup("fit")
-    assert elsewhere.state_dict() == here.state_dict() == {"batches": 0, "plan": here.state_dict()["plan"]}
+    assert elsewhere.state_dict() == here.state_dict()
+    assert here.state_dict().keys() == {"batches", "plan", "trained_on"}
     with pytest.raises(UserError, match="WithinClip"):
         other.setup("fit")
 

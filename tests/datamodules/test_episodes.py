@@ -1,3 +1,6 @@
+import contextlib
+import gc
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,15 @@ from recorder import Recorder, datamodule, trainer
 from tiny_sets import CLASSES, encode, mixed_contents, picture, write_clips, write_images
 
 import ldis_lightning.datamodules as datamodules
-from ldis_lightning.datamodules import DataPreparation, EpisodeDataModule, EvaluationSource, OnePass, TrainingSource
+from ldis_lightning.datamodules import (
+    DAVIS,
+    DataPreparation,
+    EpisodeDataModule,
+    EvaluationSource,
+    HSNetCOCO,
+    OnePass,
+    TrainingSource,
+)
 from ldis_lightning.datamodules.augment import Photometric
 from ldis_lightning.datamodules.geometry import RandomCrop, WholePicture
 from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, WithinClip
@@ -39,7 +50,12 @@ def first_training_batch(folder: Path, **settings: Any) -> EpisodeBatch:
 def evaluation_batches(folder: Path, **settings: Any) -> list[EpisodeBatch]:
     """All batches of the first evaluation set."""
     data = ready(folder, "test", **settings)
-    return list(data.test_dataloader()[0])
+    return of_images(data.test_dataloader()[0])
+
+
+def of_images(loader: Any) -> list[EpisodeBatch]:
+    """The batches of a loader of single images."""
+    return list(loader)
 
 
 @pytest.mark.parametrize("references", [1, 3])
@@ -124,6 +140,54 @@ def test_validation_takes_a_part_and_tests_all(folder: Path) -> None:
     assert all(set(part) <= set(whole) for part, whole in zip(validated, tested, strict=True))
 
 
+@pytest.mark.parametrize("world", [1, 3])
+def test_episodes_know_their_place_in_the_manifest(folder: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[int, str] = {}
+    for rank in range(world):
+        monkeypatch.setattr(EpisodeDataModule, "_rank_and_world", lambda _, rank=rank: (rank, world))
+        data = ready(folder, "test", eval_batch_size=3)
+        for batch in data.test_dataloader()[0]:
+            assert "context" not in batch and "position" in batch
+            assert batch["position"].dtype == torch.int64
+            assert torch.equal(batch["position"] >= 0, batch["valid"])
+            for place, meta in zip(batch["position"].tolist(), batch["meta"], strict=True):
+                if place >= 0:
+                    assert place not in found
+                    found[place] = meta["query_key"]
+    index, episodes = data.evaluation_sets["all"].index, data.manifests["all"].episodes
+    assert found == {place: index.key(episode.query) for place, episode in enumerate(episodes)}
+    assert "position" not in first_training_batch(folder, batch_size=3)
+
+
+def test_only_the_sets_that_are_asked_for(folder: Path) -> None:
+    sets = {name: EvaluationSource(str(folder)) for name in ("one", "two", "three")}
+    sets["missing"] = EvaluationSource("nowhere")
+    data = ready(folder, "test", evaluation=sets, only=["three", "one"])  # what is not asked for is not opened
+    assert data.evaluation_names == list(data.manifests) == ["one", "three"]
+    assert len(data.test_dataloader()) == 2
+    with pytest.raises(UserError, match=r"data\.only: there is no set `tow`.*two.*there are one, two, three, missing"):
+        datamodule(folder, evaluation=sets, only=["tow"])
+
+
+def test_the_classes_trained_on_are_known_and_remembered(folder: Path) -> None:
+    data = ready(folder, train=TrainingSource(str(folder), classes=[4, 1]))
+    assert data.trained_on == {"tiny": ["cat", "hen"]}
+    other = datamodule(folder)
+    assert other.trained_on is None
+    other.load_state_dict(data.state_dict())
+    other.setup("test")
+    assert other.trained_on == {"tiny": ["cat", "hen"]}  # of the checkpoint, not of its own settings
+
+
+def test_evaluation_needs_no_training_data(folder: Path) -> None:
+    data = EpisodeDataModule(evaluation={"all": EvaluationSource(str(folder))}, image_size=16)
+    data.setup("test")
+    assert len(list(data.test_dataloader()[0])) == 1
+    assert data.state_dict() == {}
+    with pytest.raises(UserError, match=r"data\.train names no data set, and training needs one"):
+        data.setup("fit")
+
+
 def test_evaluation_does_not_know_the_training_seed(folder: Path) -> None:
     one, other = evaluation_batches(folder, seed=1), evaluation_batches(folder, seed=2)
     assert torch.equal(one[0]["seed"], other[0]["seed"])
@@ -133,7 +197,7 @@ def test_evaluation_does_not_know_the_training_seed(folder: Path) -> None:
 def test_hidden_references_show_nothing(folder: Path) -> None:
     sets = {"hidden": EvaluationSource(str(folder), treatment=Hidden()), "intact": EvaluationSource(str(folder))}
     data = ready(folder, "test", evaluation=sets)
-    (hidden,), (intact,) = (list(loader) for loader in data.test_dataloader())
+    (hidden,), (intact,) = (of_images(loader) for loader in data.test_dataloader())
     assert (hidden["reference_image"] == 128).all()
     assert (hidden["reference_mask"] == 1).all()
     assert torch.equal(hidden["query_image"], intact["query_image"])
@@ -144,7 +208,7 @@ def test_swapped_references_mark_another_class(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "set", [[1, 2]] * 6).folder  # one column of class 1, two of class 2
     sets = {"swapped": EvaluationSource(str(folder), treatment=Swapped()), "intact": EvaluationSource(str(folder))}
     data = ready(folder, "test", evaluation=sets)
-    (swapped,), (intact,) = (list(loader) for loader in data.test_dataloader())
+    (swapped,), (intact,) = (of_images(loader) for loader in data.test_dataloader())
     assert torch.equal(swapped["query_mask"], intact["query_mask"])
     columns = {name: batch["reference_mask"][:, 0, 0].sum(-1) for name, batch in (("s", swapped), ("i", intact))}
     assert torch.equal(columns["i"], intact["class_id"])
@@ -230,8 +294,29 @@ def test_a_broken_picture_stops_with_a_plain_message(tmp_path: Path, workers: in
     data = ready(tmp_path / "set", stage, batch_size=2, num_workers=workers)
     with pytest.raises(UserError) as caught:
         list(data.train_dataloader() if stage == "fit" else data.test_dataloader()[0])
-    assert str(caught.value).startswith("the image of bad in ")
-    assert "Traceback" not in str(caught.value)
+    message = str(caught.value)
+    del caught  # its traceback keeps the workers alive
+    data.teardown(stage)
+    assert message.startswith("the image of bad in ")
+    assert "Traceback" not in message
+
+
+def test_workers_end_with_the_error(tmp_path: Path) -> None:
+    """At once, and not when the garbage is next collected, where each of them would be waited for."""
+    folder = write_images(tmp_path / "set", [[1]] * 4).folder
+    data = ready(folder, num_workers=2)
+    for path in folder.glob("*.tar"):
+        path.write_bytes(bytes(path.stat().st_size))  # zeros, after the set was opened
+    before = {process.pid for process in multiprocessing.active_children()}
+    gc.disable()
+    try:
+        with contextlib.suppress(UserError):
+            list(data.train_dataloader())
+            pytest.fail("it reads zeros")
+        data.teardown("fit")
+        assert {process.pid for process in multiprocessing.active_children()} <= before
+    finally:
+        gc.enable()
 
 
 def parse(**data: Any) -> EpisodeDataModule:
@@ -246,6 +331,7 @@ def test_configs_name_components() -> None:
         evaluation={"novel": {"shards": "b", "treatment": "Swapped", "classes": [1, 2]}},
         geometry={"class_path": "RandomCrop", "init_args": {"flip": 0.0}},
     )
+    assert isinstance(data.train, TrainingSource)
     assert isinstance(data.train.pairing, WithinClip)
     assert data.train.treatment is None
     assert isinstance(data.evaluation["novel"].treatment, Swapped)
@@ -254,10 +340,29 @@ def test_configs_name_components() -> None:
     assert data.geometry.flip == 0
 
 
+def test_configs_name_protocols() -> None:
+    data = parse(
+        evaluation={
+            "video": {"shards": "a", "protocol": "DAVIS"},
+            "fold": {"shards": "b", "protocol": {"class_path": "HSNetCOCO", "init_args": {"fold": 2}}, "references": 5},
+            "drawn": {"shards": "c", "manifest": "c/drawn.json"},
+        },
+        only=["fold", "video"],
+    )
+    assert data.evaluation_names == ["video", "fold"]
+    assert isinstance(data.evaluation["video"].protocol, DAVIS)
+    protocol = data.evaluation["fold"].protocol
+    assert isinstance(protocol, HSNetCOCO)
+    assert (protocol.fold, data.evaluation["fold"].references) == (2, 5)
+    assert parse(evaluation={"drawn": {"shards": "c", "manifest": "m.json"}}).evaluation["drawn"].manifest == "m.json"
+
+
 def test_a_saved_config_is_the_same_config() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(EpisodeDataModule, "data")
-    config = parser.parse_object({"data": {"train": {"shards": "a"}, "evaluation": {"novel": {"shards": "b"}}}})
+    fold = {"shards": "b", "protocol": {"class_path": "HSNetCOCO", "init_args": {"fold": 2}}}
+    train = {"images": {"shards": "a", "weight": 0.4}, "clips": {"shards": "c", "pairing": "WithinClip"}}
+    config = parser.parse_object({"data": {"train": train, "evaluation": {"novel": {"shards": "b"}, "fold": fold}}})
     saved = parser.dump(config)
     assert "Unable" not in saved
     assert parser.parse_string(saved) == config
@@ -271,6 +376,9 @@ def test_a_saved_config_is_the_same_config() -> None:
         ({"train": {"shards": "a"}, "evaluation": {"novel": {"shards": "b", "min_pixel": 3}}}, "min_pixel"),
         ({"train": {"shards": "a"}, "evaluation": {"novel": {"pairing": "WithinClip"}}}, "shards"),
         ({"train": {"shards": "a"}, "evaluation": {}, "batchsize": 3}, "batchsize"),
+        ({"evaluation": {"novel": {"shards": "b", "protocol": "DAVID"}}}, "DAVID"),
+        ({"evaluation": {"novel": {"shards": "b", "protocoll": "DAVIS"}}}, "protocoll"),
+        ({"train": {"a": {"shards": "a", "wait": 2}}}, "wait"),
     ],
 )
 def test_misspelt_keys_are_errors(data: dict[str, Any], word: str) -> None:
@@ -303,4 +411,4 @@ def test_public_names_and_start_up() -> None:
 @pytest.mark.parametrize("name", ["v1.5", "a/b"])
 def test_names_of_evaluation_sets_fit_into_metric_names(name: str) -> None:
     with pytest.raises(UserError, match=f"data.evaluation: `{name}` becomes part"):
-        EpisodeDataModule(EvaluationSource("train"), {name: EvaluationSource("test")})
+        EpisodeDataModule(TrainingSource("train"), {name: EvaluationSource("test")})

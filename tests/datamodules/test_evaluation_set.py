@@ -122,9 +122,12 @@ def test_the_loader_follows_the_manifest(tmp_path: Path) -> None:
     data = datamodule(index.folder, evaluation={"some": EvaluationSource(str(index.folder), manifest=path)})
     data.setup("test")
     (batch,) = data.test_dataloader()[0]
+    assert "position" in batch
     episodes = data.manifests["some"].episodes
     assert [meta["query_key"] for meta in batch["meta"]] == [index.key(e.query) for e in episodes]
-    assert [meta["reference_keys"] for meta in batch["meta"]] == [[index.key(r) for r in e.references] for e in episodes]
+    assert [meta["reference_keys"] for meta in batch["meta"]] == [
+        [index.key(r) for r in e.references] for e in episodes
+    ]
     assert batch["position"].tolist() == list(range(5))
     assert batch["seed"].tolist() == [e.seed for e in episodes]
 
@@ -178,7 +181,7 @@ class Mine(OnePass):
 
 def test_a_manifest_of_ones_own_protocol(images: ShardIndex, tmp_path: Path) -> None:
     path = written(images, tmp_path, protocol=Mine(3))
-    with pytest.raises(UserError, match="drawn by the protocol `mine`, which is none of ours .*name its class"):
+    with pytest.raises(UserError, match=r"drawn by the protocol `mine`, which is none of ours .*name its class"):
         EvaluationSet.open(source_of(images, manifest=path))
     with pytest.raises(UserError, match=r"drawn by mine \{'speed': 3\}"):
         EvaluationSet.open(source_of(images, manifest=path, protocol=Mine()))

@@ -3,16 +3,23 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_samples import jpg, png
+from shard_samples import jpg, labels, png
 
+from ldis_lightning.datamodules.decode import FrameReader, concept_mask, reference_mask
+from ldis_lightning.datamodules.episodes import EpisodeDataModule
+from ldis_lightning.datamodules.evaluation_set import EvaluationSource
+from ldis_lightning.datamodules.foreign import index_folder
 from ldis_lightning.datamodules.index import COLUMNS, Row, Shard, ShardIndex
 from ldis_lightning.datamodules.index_builder import IndexBuilder
+from ldis_lightning.datamodules.pictures import write_label_map
 from ldis_lightning.datamodules.shards import ShardWriter
+from ldis_lightning.datamodules.source import TrainingSource
 from ldis_lightning.errors import UserError
 
 
@@ -69,6 +76,58 @@ def test_columns_are_mapped_not_read(folder):
             bases.append(bases[-1].base)
         assert isinstance(bases[-1], np.memmap)
         assert not array.flags.writeable
+
+
+@pytest.fixture
+def wide(tmp_path) -> Path:
+    """A data set of classes above 254, whose label maps have 16 bits."""
+    with ShardWriter(tmp_path / "wide", "wide", {1: "cat", 1203: "zebra"}, max_samples_per_shard=2) as writer:
+        for number in range(4):
+            label_map = labels((0, 1, 255, 2)).astype(np.uint16)
+            label_map[label_map == 2] = (1203, 256, 65534, 1203)[number]
+            writer.add_image(f"i{number}", jpg(seed=number), write_label_map(label_map))
+    return tmp_path / "wide"
+
+
+def test_class_ids_above_254(wide):
+    index = ShardIndex.open(wide)
+    assert index.classes == {1: "cat", 256: "class 256", 1203: "zebra", 65534: "class 65534"}
+    assert (header(wide)["version"], header(wide)["columns"]["row_class"]["dtype"]) == (2, "<u2")
+    assert index.rows_of_class(1203).tolist() == [0, 3]
+    assert index.pixels(65534).tolist() == [48]
+    assert [array.tolist() for array in index.classes_of_row(1)] == [[1, 256], [48, 48]]
+    assert index.rows_of_class(255).tolist() == index.rows_of_class(65535).tolist() == []
+    with pytest.raises(ValueError, match="65536"):
+        index.rows_of_class(65536)
+    index.verify()
+
+
+def test_one_class_id_above_254_is_enough(tmp_path):
+    for highest, version in ((254, 1), (256, 2)):
+        with ShardWriter(tmp_path / str(highest), "any", {highest: "never seen"}) as writer:
+            writer.add_image("a", jpg(), png())
+        assert header(tmp_path / str(highest))["version"] == version
+        assert ShardIndex.open(tmp_path / str(highest)).rows_of_class(highest).tolist() == []
+
+
+def test_class_ids_above_254_reach_the_episodes(wide):
+    index = ShardIndex.open(wide)
+    _, label_map = FrameReader(index).read(0)
+    assert label_map.dtype == np.uint16
+    assert np.unique(concept_mask(label_map, 1203)).tolist() == [0, 1, 255]
+    assert int((reference_mask(label_map, 1203) == 1).sum()) == 48
+    training = TrainingSource(str(wide), classes=[1203])
+    datamodule = EpisodeDataModule(training, {"set": EvaluationSource(str(wide))}, image_size=16, batch_size=2)
+    datamodule.setup()
+    for loader in (datamodule.train_dataloader(), datamodule.test_dataloader()[0]):
+        batch: Any = next(iter(loader))
+        assert all((mask == 1).any() for mask in (*batch["query_mask"], *batch["reference_mask"]))
+    assert set(next(iter(datamodule.train_dataloader()))["class_id"].tolist()) == {1203}
+
+
+def test_indexing_shards_again_finds_class_ids_above_254(wide):
+    before = ShardIndex.open(wide)
+    assert index_folder(wide).hash == before.hash
 
 
 def test_positions_out_of_range_are_errors(folder):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, Members, Pairing, WithinClip
+from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, Itself, Members, Pairing, WithinClip
 
 
 @st.composite
@@ -15,7 +15,7 @@ def members(draw: st.DrawFn) -> Members:
     return Members(rows, np.array(clips, np.int32), np.array(frames, np.int32))
 
 
-@pytest.mark.parametrize("pairing", [AcrossImages(), WithinClip(), FirstFrame()])
+@pytest.mark.parametrize("pairing", [AcrossImages(), WithinClip(), FirstFrame(), Itself()])
 @settings(deadline=None)
 @given(members=members())
 def test_eligible_is_having_a_candidate(pairing: Pairing, members: Members) -> None:
@@ -53,3 +53,7 @@ def test_within_clip_stays_in_it() -> None:
 def test_first_frame_prompts_the_later_ones_only() -> None:
     found = [FirstFrame().candidates(TWO_CLIPS[i], TWO_CLIPS).tolist() for i in range(6)]
     assert found == [[], [2], [2], [], [7], []]
+
+
+def test_itself_is_the_query() -> None:
+    assert [Itself().candidates(TWO_CLIPS[i], TWO_CLIPS).tolist() for i in range(6)] == [[2], [3], [5], [7], [8], [9]]

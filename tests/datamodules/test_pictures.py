@@ -2,13 +2,26 @@
 
 import struct
 import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
 from shard_samples import jpg, labels, png, png_of
 
 from ldis_lightning.datamodules import pictures
-from ldis_lightning.datamodules.pictures import inspect_pair, read_label_map
+from ldis_lightning.datamodules.pictures import (
+    check_whole,
+    class_pixels,
+    inspect_pair,
+    jpeg_size,
+    read_label_map,
+    shrink_pair,
+    write_label_map,
+)
 from ldis_lightning.errors import UserError
 
 
@@ -55,6 +68,93 @@ def test_pictures_over_the_bound_are_refused_before_they_are_decoded(monkeypatch
         inspect_pair(jpg(), png(), "x")
     with pytest.raises(UserError, match="mask of x has 16 x 12 pixels"):
         inspect_pair(jpg((1, 1)), png(), "x")
+
+
+def saved(image: Image.Image, kind: str, **options) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+PICTURE = Image.open(BytesIO(jpg((30, 50))))
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # turned by a quarter, which the pixels, and so the label map, are not
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (jpg((30, 50)), (30, 50)),
+        (jpg((7, 9), mode="L"), (7, 9)),
+        (saved(PICTURE, "JPEG", progressive=True), (30, 50)),
+        (saved(PICTURE, "JPEG", exif=EXIF, comment=b"\xff\xc0" * 9, dpi=(9, 9)), (30, 50)),
+        (b"\xff\xd8\xff" + jpg((30, 50))[2:], (30, 50)),  # a fill byte: left to PIL
+    ],
+)
+def test_sizes_are_those_that_pil_reads(data, size):
+    assert jpeg_size(data, "x") == size
+    assert Image.open(BytesIO(data)).size == size[::-1]
+
+
+@pytest.mark.parametrize("data", [jpg()[:150], b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\x00\x00" * 9, jpg(mode="CMYK")])
+def test_what_has_no_size(data):
+    with pytest.raises(UserError, match="x "):
+        jpeg_size(data, "x")
+
+
+def test_a_jpeg_is_whole_if_its_end_is_there():
+    whole = jpg((64, 64))
+    check_whole(whole, "x")
+    check_whole(whole + b"\0" * 9 + b"camera", "x")
+    with pytest.raises(UserError, match="x is a damaged JPEG"):
+        check_whole(whole[:-300], "x")
+
+
+label_maps = arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 40))) | arrays(
+    np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 30)), elements=st.integers(0, 65534)
+)
+
+
+@given(label_map=label_maps)
+def test_label_maps_are_read_as_they_were_written_and_as_pil_reads_them(label_map):
+    data = write_label_map(label_map)
+    assert np.array_equal(read_label_map(data, "x"), label_map)
+    assert read_label_map(data, "x").dtype == label_map.dtype
+    assert np.array_equal(np.asarray(Image.open(BytesIO(data))), label_map)
+    assert np.array_equal(read_label_map(png_of(label_map), "x"), label_map), "with PIL's filters"
+
+
+@given(label_map=label_maps)
+def test_pixels_of_classes_are_a_histogram(label_map):
+    numbers, counts = np.unique(label_map, return_counts=True)
+    expected = {int(n): int(c) for n, c in zip(numbers, counts, strict=True) if n not in (0, 255)}
+    assert class_pixels(label_map, "x") == expected
+    size, pixels = inspect_pair(jpg(label_map.shape), write_label_map(label_map), "x")
+    assert (size, pixels) == (label_map.shape, expected)
+
+
+def test_damage_inside_a_label_map_is_found():
+    data = bytearray(png((0, 1, 2)))
+    data[data.index(b"IDAT") + 12] ^= 0xFF
+    with pytest.raises(UserError, match="x is a damaged PNG"):
+        read_label_map(bytes(data), "x")
+
+
+def test_a_label_map_that_unpacks_into_more_than_it_says_is_left_to_pil(monkeypatch):
+    header = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", bytes([0, 0, 0, 2, 0, 0, 0, 1, 8, 0, 0, 0, 0]))
+    bomb = header + _chunk(b"IDAT", zlib.compress(bytes(2**24))) + _chunk(b"IEND", b"")
+    assert read_label_map(bomb, "x").tolist() == [[0, 0]]
+
+
+def test_scaling_down_keeps_picture_and_label_map_together():
+    halves = np.zeros((60, 40), np.uint16)
+    halves[:, 20:] = 300
+    picture, label_map = shrink_pair(jpg((60, 40)), write_label_map(halves), 10, "image", "mask")
+    assert jpeg_size(picture, "x") == (15, 10)
+    assert np.array_equal(read_label_map(label_map, "x"), np.repeat([[0, 300]], 5, axis=1).repeat(15, axis=0))
+    assert shrink_pair(jpg(), png(), 12, "image", "mask") == (jpg(), png())
+    with pytest.raises(UserError, match="mask is 16 x 12 pixels, but its image 40 x 60"):
+        shrink_pair(jpg((60, 40)), png(), 10, "image", "mask")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

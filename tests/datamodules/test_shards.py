@@ -39,6 +39,26 @@ def test_plain_webdataset_reads_images_and_clips(tmp_path):
     assert np.array_equal(np.asarray(samples[4]["00002.png"].convert("L")), labels((0, 1)))
 
 
+KEYS = ["a", "dir/größe 1", "k" * 96, "k" * 97, "k" * 180, f"{'d' * 60}/{'k' * 80}", "ü" * 60]
+
+
+def test_shards_are_byte_for_byte_those_of_webdatasets_own_writer(tmp_path):
+    from webdataset.writer import TarWriter
+
+    with ShardWriter(tmp_path / "set", "tiny", {}) as writer:
+        for number, key in enumerate(KEYS):
+            writer.add_image(key, jpg(seed=number), png(), source="ü")
+        writer.add_clip("clip", [(jpg(), png()), (jpg(seed=1), png())])
+    shard = ShardIndex.open(tmp_path / "set").shard_paths[0]
+    with (tmp_path / "again.tar").open("wb") as stream, tarfile.open(shard) as tar:
+        again = TarWriter(stream, user="ldis", group="ldis", mtime=0, encoder=False)
+        for member in tar:
+            key, ending = member.name.split(".", 1)
+            again.write({"__key__": key, ending: tar.extractfile(member).read()})  # pyright: ignore[reportOptionalMemberAccess]
+        again.close()
+    assert (tmp_path / "again.tar").read_bytes() == shard.read_bytes()
+
+
 def test_bytes_are_stored_as_given_and_found_by_their_spans(tmp_path):
     index = write(tmp_path / "set", max_samples_per_shard=2)
     picture = index.shard_paths[index.shard[2]].read_bytes()

@@ -207,9 +207,7 @@ def a_clip(labels: Tensor, **more: Any) -> ClipBatch:
     return fields  # type: ignore[return-value]
 
 
-def clip_result(
-    logits: Tensor, batch: ClipBatch, size: int | None = None, measure: Measure | None = None
-) -> SetResult:
+def clip_result(logits: Tensor, batch: ClipBatch, size: int | None = None, measure: Measure | None = None) -> SetResult:
     how = board([5, 9] * len(logits), [0] * 2 * len(logits), size, measure)
     scores = EpisodeScores(how.measure, how.table)
     scores.update(*score_clip(how, logits, batch))

@@ -100,7 +100,10 @@ def test_concatenated_tokens_are_one_instruction(build: Any) -> None:
     )
     answer(module, batch)
     handle.remove()
-    own = [module.instruction(batch["reference_image"][:, k : k + 1], batch["reference_mask"][:, k : k + 1]) for k in range(3)]
+    own = [
+        module.instruction(batch["reference_image"][:, k : k + 1], batch["reference_mask"][:, k : k + 1])
+        for k in range(3)
+    ]
     tokens = torch.cat([one.tokens for one in own], 1)  # (2, 3 * 16, 8)
     torch.testing.assert_close(told[0][-2:], tokens)
     assert not torch.allclose(answer(module, batch), three_answers(module, batch).mean(1), atol=1e-4)
