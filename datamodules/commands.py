@@ -149,10 +149,10 @@ def _add_number(parser: Parser, name: str, default: Any, description: str) -> No
 
 
 def _pack(args: list[str]) -> int:
-    stems = sorted(path.stem for path in Path(__file__).parent.glob("pack_*.py"))
-    sources = {stem.removeprefix("pack_").replace("_", "-"): stem for stem in stems}
+    stems = sorted(path.stem for path in (Path(__file__).parent / "packing" / "datasets").glob("[a-z]*.py"))
+    sources = {stem.replace("_", "-"): stem for stem in stems}
     asked = [name for name in sources if args and args[0] == name] or sources  # one module, or all for their summaries
-    modules = {name: import_module(f"ldis_lightning.datamodules.{sources[name]}") for name in asked}
+    modules = {name: import_module(f"ldis_lightning.datamodules.packing.datasets.{sources[name]}") for name in asked}
     summaries = {name: module.SUMMARY for name, module in modules.items()}
     return _dispatch("ldis data pack", args, summaries, lambda name, rest: _pack_source(name, modules[name], rest))
 
@@ -165,7 +165,7 @@ def _pack_source(name: str, module: Any, args: list[str]) -> int:
     module.add_arguments(parser)
     _add_packing_options(parser)
     namespace = parser.parse(args)
-    from ldis_lightning.datamodules.packing import pack
+    from ldis_lightning.datamodules.packing.engine import pack
 
     packer = module.packer(namespace)
     options = ("workers", "resize", "overwrite", "allow_partial", "skip_damaged")

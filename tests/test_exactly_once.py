@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldis_lightning.datamodules import VSPW, EpisodeDataModule, EvaluationSource, ShardWriter
+from ldis_lightning.datamodules.protocols import PROTOCOLS
 from ldis_lightning.episode import is_clip_batch
 from ldis_lightning.evaluation.scores import EpisodeScores, SetResult
 from ldis_lightning.evaluation.scoring import score_batch, score_clip
@@ -87,7 +88,9 @@ def guess(batch: Any) -> Tensor:
     return (grey[:, None] - own[..., None, None]).float()
 
 
-def scored_by(folder: Path, episodes: int, world: int, patch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:
+def scored_by(
+    sets: dict[str, EvaluationSource], world: int, patch: pytest.MonkeyPatch, **settings: Any
+) -> dict[str, tuple[SetResult, str]]:
     """Each set's result and hash where so many ranks have each done their share, one after the other."""
     states: dict[str, EpisodeScores] = {}
     hashes: dict[str, set[str]] = {}
@@ -95,7 +98,7 @@ def scored_by(folder: Path, episodes: int, world: int, patch: pytest.MonkeyPatch
     score: Any
     for rank in range(world):
         patch.setattr(EpisodeDataModule, "_rank_and_world", lambda _, rank=rank: (rank, world))
-        data = EpisodeDataModule(evaluation=sets_of(folder, episodes), image_size=16, **settings)
+        data = EpisodeDataModule(evaluation=sets, image_size=16, **settings)
         data.setup("test")
         for name, loader in zip(data.evaluation_names, data.test_dataloader(), strict=True):
             board = data.scoreboard("test", name)
@@ -124,7 +127,9 @@ def test_the_same_bits_for_all_ranks_workers_and_batches(
 ) -> None:
     grid = [(world, workers, size) for world in (1, 2, 3) for workers in (0, 2) for size in (1, 4)]
     found = {
-        point: scored_by(folder, episodes, point[0], monkeypatch, num_workers=point[1], eval_batch_size=point[2])
+        point: scored_by(
+            sets_of(folder, episodes), point[0], monkeypatch, num_workers=point[1], eval_batch_size=point[2]
+        )
         for point in grid
     }
     for name in ("images", "clips"):
@@ -137,6 +142,20 @@ def test_the_same_bits_for_all_ranks_workers_and_batches(
             result, manifest_hash = found[point][name]
             assert bits(result) == bits(alone), point
             assert manifest_hash == alone_hash, point
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_every_protocol_is_scored_whole(folder: Path, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {
+        name: EvaluationSource(str(folder / ("clips" if kind.by_clip else "images")), episodes=11, protocol=kind())
+        for name, kind in PROTOCOLS.items()
+    }
+    found = scored_by(sets, world, monkeypatch, references=2)
+    for name, (result, _) in found.items():
+        assert result.complete and result.headline == PROTOCOLS[name].measure.headline
+        assert 0 < result.value < 1
+    assert len({manifest_hash for _, manifest_hash in found.values()}) == len(PROTOCOLS)
+    assert [len(found[name][0].run_scores) for name in ("bam-coco", "bam-pascal", "hsnet-coco")] == [5, 5, 0]
 
 
 # ---- Ranks of their own

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ldis_lightning.datamodules.coco import label_map, read_instances
+from ldis_lightning.datamodules.packing.coco_annotations import label_map, read_instances
 from ldis_lightning.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2

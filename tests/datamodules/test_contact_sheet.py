@@ -7,8 +7,8 @@ from shard_samples import jpg, png, tree
 
 from ldis_lightning.datamodules import contact_sheet as module
 from ldis_lightning.datamodules.contact_sheet import MARK, TILE, contact_sheet
-from ldis_lightning.datamodules.pack_clips import Clips
-from ldis_lightning.datamodules.packing import pack
+from ldis_lightning.datamodules.packing.datasets.clips import Clips
+from ldis_lightning.datamodules.packing.engine import pack
 from ldis_lightning.datamodules.pairing import FirstFrame
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.errors import UserError

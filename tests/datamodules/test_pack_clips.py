@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from shard_samples import jpg, labels, png, png_of, tree
 
-from ldis_lightning.datamodules.pack_clips import Clips
-from ldis_lightning.datamodules.packing import Packed, pack
+from ldis_lightning.datamodules.packing.datasets.clips import Clips
+from ldis_lightning.datamodules.packing.engine import Packed, pack
 from ldis_lightning.datamodules.pictures import read_label_map
 from ldis_lightning.errors import UserError
 

@@ -11,12 +11,12 @@ from packed import SIZE, check_usable, stored, stored_labels, write_picture
 from PIL import Image
 from test_coco import annotation, box, compressed, uncompressed
 
-from ldis_lightning.datamodules import pack_coco
-from ldis_lightning.datamodules.coco_packer import InstancesPacker
 from ldis_lightning.datamodules.commands import main
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.pack_coco import CocoPacker
-from ldis_lightning.datamodules.packing import pack
+from ldis_lightning.datamodules.packing.coco_packer import InstancesPacker
+from ldis_lightning.datamodules.packing.datasets import coco as pack_coco
+from ldis_lightning.datamodules.packing.datasets.coco import CocoPacker
+from ldis_lightning.datamodules.packing.engine import pack
 from ldis_lightning.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, numpy 2

@@ -8,11 +8,11 @@ import pytest
 from packed import SIZE, check_usable, stored, stored_labels, stripes, write_picture, write_png
 from PIL import Image
 
-from ldis_lightning.datamodules import pack_davis
 from ldis_lightning.datamodules.commands import main
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.pack_davis import TOTALS, Davis
-from ldis_lightning.datamodules.packing import Packed, pack
+from ldis_lightning.datamodules.packing.datasets import davis as pack_davis
+from ldis_lightning.datamodules.packing.datasets.davis import TOTALS, Davis
+from ldis_lightning.datamodules.packing.engine import Packed, pack
 from ldis_lightning.errors import UserError
 
 CLIPS = {"bear": 4, "goat": 3}

@@ -9,8 +9,8 @@ from packed import SIZE, check_usable, stored, stored_labels, stripes, write_pic
 from PIL import Image
 
 from ldis_lightning.datamodules.commands import main
-from ldis_lightning.datamodules.pack_folder import FolderPacker
-from ldis_lightning.datamodules.packing import pack
+from ldis_lightning.datamodules.packing.datasets.folder import FolderPacker
+from ldis_lightning.datamodules.packing.engine import pack
 from ldis_lightning.errors import UserError
 
 

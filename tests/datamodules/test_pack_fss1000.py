@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from packed import SIZE, check_usable, stored, stored_labels, stripes, write_picture, write_png
 
-from ldis_lightning.datamodules import pack_fss1000
 from ldis_lightning.datamodules.commands import main
-from ldis_lightning.datamodules.pack_fss1000 import FSS1000Packer, classes_of_split, read_mask
-from ldis_lightning.datamodules.packing import pack
-from ldis_lightning.datamodules.trees import read_list
+from ldis_lightning.datamodules.packing.datasets import fss1000 as pack_fss1000
+from ldis_lightning.datamodules.packing.datasets.fss1000 import FSS1000Packer, classes_of_split, read_mask
+from ldis_lightning.datamodules.packing.engine import pack
+from ldis_lightning.datamodules.packing.trees import read_list
 from ldis_lightning.errors import UserError
 
 TEST, VAL, TRAIN = ["abe's_flyingfish", "bus"], ["abacus"], ["zebra", "one-armed_bandit"]

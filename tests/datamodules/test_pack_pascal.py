@@ -14,10 +14,10 @@ from PIL import Image
 from scipy import sparse
 from scipy.io import savemat
 
-from ldis_lightning.datamodules import pack_pascal
 from ldis_lightning.datamodules.commands import main
-from ldis_lightning.datamodules.pack_pascal import CLASSES, PascalPacker, read_sbd
-from ldis_lightning.datamodules.packing import pack
+from ldis_lightning.datamodules.packing.datasets import pascal as pack_pascal
+from ldis_lightning.datamodules.packing.datasets.pascal import CLASSES, PascalPacker, read_sbd
+from ldis_lightning.datamodules.packing.engine import pack
 from ldis_lightning.errors import UserError
 
 TRAIN, VAL, SBD_TRAIN, SBD_VAL = (

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from packed import check_usable, stored, stored_labels, stripes, write_picture, write_png
 
-from ldis_lightning.datamodules import pack_vspw
 from ldis_lightning.datamodules.commands import main
-from ldis_lightning.datamodules.pack_vspw import CLASSES, VIDEOS, Vspw
-from ldis_lightning.datamodules.packing import pack
+from ldis_lightning.datamodules.packing.datasets import vspw as pack_vspw
+from ldis_lightning.datamodules.packing.datasets.vspw import CLASSES, VIDEOS, Vspw
+from ldis_lightning.datamodules.packing.engine import pack
 from ldis_lightning.errors import UserError
 
 NUMBERS = {"others": "0"} | {f"kind_{number}": str(number) for number in range(1, CLASSES + 1)}

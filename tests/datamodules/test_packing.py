@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_samples import jpg, png, png_of
 
-from ldis_lightning.datamodules import packing, packing_workers
-from ldis_lightning.datamodules.packing import Item, LeaveOut, Packer, Survey, pack, plan_shards
+from ldis_lightning.datamodules.packing import engine
+from ldis_lightning.datamodules.packing import workers as worker_processes
+from ldis_lightning.datamodules.packing.engine import Item, LeaveOut, Packer, Survey, pack, plan_shards
 from ldis_lightning.datamodules.shards import ShardFile
 from ldis_lightning.errors import UserError
 
@@ -74,7 +75,7 @@ def src(tmp_path) -> Path:
     return folder
 
 
-def pack_numbered(src: Path, out: Path, **options) -> packing.Packed:
+def pack_numbered(src: Path, out: Path, **options) -> engine.Packed:
     options = {"name": "numbers", "workers": 1, "max_samples_per_shard": 4} | options
     return pack(Numbered(src), out, **options)
 
@@ -228,7 +229,7 @@ def test_what_has_changed_since_an_interruption_is_packed_again(src, tmp_path):
 
 
 def test_nobody_else_packs_into_the_same_folder(src, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing.time, "sleep", lambda _: None)
+    monkeypatch.setattr(engine.time, "sleep", lambda _: None)
     (tmp_path / ".out.packing").mkdir()
     with (tmp_path / ".out.packing" / "lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -373,7 +374,7 @@ def test_every_item_is_in_one_shard_and_shards_are_not_too_large(counts, most):
 
 
 def test_a_packer_travels_to_processes_that_are_not_forked(src, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing_workers.sys, "platform", "darwin")
+    monkeypatch.setattr(worker_processes.sys, "platform", "darwin")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     pack_numbered(src, tmp_path / "spawned", workers=2)
     monkeypatch.undo()

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldis_lightning.datamodules.packer import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.trees import check_present, find_root, read_list
 from ldis_lightning.datamodules.pictures import write_label_map
-from ldis_lightning.datamodules.trees import check_present, find_root, read_list
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 

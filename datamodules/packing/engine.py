@@ -19,9 +19,9 @@ from typing import NamedTuple
 from ldis_lightning.datamodules.index import Shard, ShardIndex
 from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.out_folder import OutFolder
-from ldis_lightning.datamodules.packer import Item, LeaveOut, Packer, Survey
-from ldis_lightning.datamodules.packing_job import DAMAGED, MOST_PROBLEMS, Job
-from ldis_lightning.datamodules.packing_workers import run
+from ldis_lightning.datamodules.packing.job import DAMAGED, MOST_PROBLEMS, Job
+from ldis_lightning.datamodules.packing.packer import Item, LeaveOut, Packer, Survey
+from ldis_lightning.datamodules.packing.workers import run
 from ldis_lightning.datamodules.shards import DISK_FULL, check_key, valid_class_ids
 from ldis_lightning.errors import UserError
 

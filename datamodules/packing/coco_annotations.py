@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from ldis_lightning.datamodules.convert import FORMATS, JPEG
+from ldis_lightning.datamodules.packing.convert import FORMATS, JPEG
+from ldis_lightning.datamodules.packing.trees import number_classes
 from ldis_lightning.datamodules.pictures import MAX_PIXELS
-from ldis_lightning.datamodules.trees import number_classes
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 

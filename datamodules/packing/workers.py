@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldis_lightning.datamodules.packing_job import MOST_PROBLEMS, Job
+from ldis_lightning.datamodules.packing.job import MOST_PROBLEMS, Job
 from ldis_lightning.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ldis_lightning.datamodules.coco_packer import InstancesPacker, add_crowds
+from ldis_lightning.datamodules.packing.coco_packer import InstancesPacker, add_crowds
 
 SUMMARY = "your own pictures, annotated in COCO's JSON format"
 TREE = """\

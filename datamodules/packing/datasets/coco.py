@@ -3,9 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ldis_lightning.datamodules.coco import Instances
-from ldis_lightning.datamodules.coco_packer import InstancesPacker, add_crowds
-from ldis_lightning.datamodules.trees import find_root
+from ldis_lightning.datamodules.packing.coco_annotations import Instances
+from ldis_lightning.datamodules.packing.coco_packer import InstancesPacker, add_crowds
+from ldis_lightning.datamodules.packing.trees import find_root
 
 SUMMARY = "COCO 2014 or 2017, from the official JSON of its instances"
 TREE = """\

@@ -4,12 +4,12 @@ from argparse import ArgumentParser
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ldis_lightning.datamodules.coco import Annotated, Instances, label_map, read_instances
-from ldis_lightning.datamodules.convert import CONVERTED, JPEG, read_jpeg
 from ldis_lightning.datamodules.index import sha256_of_file
-from ldis_lightning.datamodules.packer import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.coco_annotations import Annotated, Instances, label_map, read_instances
+from ldis_lightning.datamodules.packing.convert import CONVERTED, JPEG, read_jpeg
+from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.trees import check_present
 from ldis_lightning.datamodules.pictures import write_label_map
-from ldis_lightning.datamodules.trees import check_present
 
 
 class Part(NamedTuple):

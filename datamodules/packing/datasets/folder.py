@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from ldis_lightning.datamodules.convert import CONVERTED, FORMATS, JPEG, one_class, read_jpeg, read_marked
-from ldis_lightning.datamodules.packer import Item, Packer, Survey
-from ldis_lightning.datamodules.trees import check_present, number_classes
+from ldis_lightning.datamodules.packing.convert import CONVERTED, FORMATS, JPEG, one_class, read_jpeg, read_marked
+from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.trees import check_present, number_classes
 from ldis_lightning.errors import UserError
 
 SUMMARY = "your own pictures: images/ and masks/ with equal names, or such folders for each class"

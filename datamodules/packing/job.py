@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ldis_lightning import __version__
 from ldis_lightning.datamodules.index import Shard
-from ldis_lightning.datamodules.packer import Item, LeaveOut, Packer
+from ldis_lightning.datamodules.packing.packer import Item, LeaveOut, Packer
 from ldis_lightning.datamodules.pictures import UNREADABLE, inspect_files, shrink_pair
 from ldis_lightning.datamodules.shards import ShardFile, shard_name
 from ldis_lightning.errors import UserError

@@ -36,7 +36,7 @@ class LeaveOut(Exception):
 class Packer:
     """A data set as its owners distribute it. Subclass it for another one.
 
-    `ldis data pack NAME SRC` finds the module `datamodules/pack_NAME.py` by its name, with `_` for each `-`. The module
+    `ldis data pack NAME SRC` finds the module `packing/datasets/NAME.py` by its name, with `_` for each `-`. The module
     holds the subclass, `SUMMARY` (one line for `--help`), `add_arguments(parser)` for options of its own and
     `packer(args)`, which builds it from the parsed arguments (`args.src` is the folder to pack).
 

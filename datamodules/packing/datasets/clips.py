@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldis_lightning.datamodules.packing import Item, Packer, Survey, refuse
+from ldis_lightning.datamodules.packing.engine import Item, Packer, Survey, refuse
 from ldis_lightning.datamodules.pictures import read_label_map, write_label_map
 from ldis_lightning.errors import UserError
 from ldis_lightning.suggestions import did_you_mean

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ldis_lightning.datamodules.pack_clips import binary_map, natural
-from ldis_lightning.datamodules.packing import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.datasets.clips import binary_map, natural
+from ldis_lightning.datamodules.packing.engine import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.trees import check_present, find_root, read_lines, read_list
 from ldis_lightning.datamodules.pictures import jpeg_size, read_label_map, write_label_map
-from ldis_lightning.datamodules.trees import check_present, find_root, read_lines, read_list
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
