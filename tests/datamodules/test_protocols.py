@@ -504,7 +504,7 @@ def test_a_protocol_of_ones_own(pascal: ShardIndex) -> None:
 
 
 def test_all_protocols_can_be_named_in_a_config() -> None:
-    from ldis_lightning import datamodules
+    import ldis_lightning.datamodules as datamodules
 
     assert all(getattr(datamodules, kind.__name__) is kind for kind in (*PROTOCOLS.values(), FewShot))
     assert set(vars(protocols)) >= {kind.__name__ for kind in PROTOCOLS.values()}
