@@ -6,8 +6,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ldis_lightning.callbacks.runs import set_name
 from ldis_lightning.episode import is_clip_batch
+from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.scores import EpisodeScores
 from ldis_lightning.evaluation.scoring import Scoreboard, score_batch, score_clip
+from ldis_lightning.suggestions import did_you_mean
 
 
 class Ceiling(Callback):
@@ -21,6 +23,20 @@ class Ceiling(Callback):
         self.sets = sets
         self._boards: dict[str, Scoreboard] = {}
         self._scores: dict[str, EpisodeScores] = {}
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the sets exist.
+
+        Raises:
+            UserError: one does not, not even among those that `data.only` leaves out.
+        """
+        known = getattr(getattr(trainer, "datamodule", None), "configured_sets", None)
+        for name in self.sets or ():
+            if known is not None and name not in known:
+                hint = did_you_mean(name, known)
+                raise UserError(
+                    f"Ceiling.sets: no evaluation set is called `{name}`{hint}; there are {', '.join(known)}."
+                )
 
     def on_test_batch_end(
         self,

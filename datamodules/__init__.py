@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, Itself, Pairing, WithinClip
     from ldis_lightning.datamodules.plan import TrainingPlan
     from ldis_lightning.datamodules.prepare import DataPreparation
+    from ldis_lightning.datamodules.protocol import Protocol
     from ldis_lightning.datamodules.protocols import (
         BAMCOCO,
         BAMPASCAL,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
         OnePass,
         PFENetCOCO,
         PFENetPASCAL,
-        Protocol,
     )
     from ldis_lightning.datamodules.shards import ShardWriter
     from ldis_lightning.datamodules.source import Episode, EpisodeSource, TrainingSource

@@ -8,8 +8,10 @@ from typing import Any
 from docstring_parser import parse
 
 from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
+from ldis_lightning.datamodules.few_shot import FewShot
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.protocols import PROTOCOLS, FewShot, Protocol
+from ldis_lightning.datamodules.protocol import Protocol
+from ldis_lightning.datamodules.protocols import PROTOCOLS
 from ldis_lightning.errors import UserError
 from ldis_lightning.suggestions import did_you_mean
 
@@ -25,7 +27,7 @@ def add_arguments(parser: Any, whole_number: Any) -> None:
     parser.epilog = f"protocols:\n{summaries}"
     parser.add_argument("folder", metavar="DIR", help="folder of the data set")
     parser.add_argument("--protocol", default="ldis", metavar="NAME", help="one of those below (default: ldis)")
-    parser.add_argument("--out", metavar="FILE", help="the manifest to write (default: DIR/PROTOCOL.json)")
+    parser.add_argument("--out", metavar="FILE", help="the manifest to write (default: DIR/PROTOCOL[-FOLD].json)")
     parser.add_argument("--references", type=whole_number(1), default=1, metavar="K", help="of an episode (default: 1)")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the draw (default: 0)")
     fewest = "pictures with fewer pixels of the class are left out (default: 1)"
@@ -53,7 +55,8 @@ def run(arguments: Any) -> int:
         protocol=protocol,
     )
     manifest = draw_manifest(index, source, arguments.references)
-    out = Path(arguments.out or Path(arguments.folder) / f"{arguments.protocol}.json")
+    fold = f"-{settings['fold']}" if settings["fold"] is not None else ""
+    out = Path(arguments.out or Path(arguments.folder) / f"{arguments.protocol}{fold}.json")
     try:
         manifest.save(out)
     except OSError as error:

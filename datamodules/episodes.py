@@ -97,6 +97,7 @@ class EpisodeDataModule(LightningDataModule):
             raise UserError(f"data.start_method is {start_method!r}, and must be one of {get_all_start_methods()}.")
         self.train, self.mixing = train, mixing or PerSample()
         self.evaluation = _chosen(evaluation or {}, only)
+        self.configured_sets = list(evaluation or {})
         self.image_size, self.references, self.fewest_references = image_size, references, fewest_references
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.batches_per_epoch, self.val_episodes, self.window_shards = batches_per_epoch, val_episodes, window_shards
@@ -280,9 +281,10 @@ class EpisodeDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: EpisodeBatch | ClipBatch, dataloader_idx: int) -> EpisodeBatch | ClipBatch:
         """Lightning's hook: see `to_model_range`."""
-        if "context" in batch:
-            return augment.to_model_range(batch)
-        return self.to_model_range(batch, training=self.trainer is not None and bool(self.trainer.training))
+        training = self.trainer is not None and bool(self.trainer.training)
+        ready = augment.to_model_range(batch) if "context" in batch else self.to_model_range(batch, training)
+        # Lightning has done this once, when images were not floating point yet.
+        return ready if self.trainer is None else self.trainer.precision_plugin.convert_input(ready)
 
     def to_model_range(self, batch: EpisodeBatch, training: bool = False) -> EpisodeBatch:
         """Images from uint8 to float32 in [-1, 1], augmented when training."""

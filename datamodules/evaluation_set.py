@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.manifest import Manifest
 from ldis_lightning.datamodules.pools import Catalogue, describe
-from ldis_lightning.datamodules.protocols import PROTOCOLS, OnePass, Protocol
+from ldis_lightning.datamodules.protocol import Protocol
+from ldis_lightning.datamodules.protocols import PROTOCOLS, OnePass
 from ldis_lightning.datamodules.source import EpisodeSource
 from ldis_lightning.datamodules.treatment import Intact, ReferenceTreatment
 from ldis_lightning.errors import UserError

@@ -61,10 +61,12 @@ def explain(message: str, known_keys: Iterable[str], configs: Configs | None = N
     for line in lines:
         if match := UNRECOGNISED.fullmatch(line.text):
             return _unknown_flag(match[1], known_keys)
-        if match := UNKNOWN_KEY.fullmatch(line.text):
-            return _unknown_key(line, match[1], known_keys, configs)
         if match := REQUIRED.fullmatch(line.text):
-            return _missing(match[1])
+            return _missing(line, match[1])
+    unknown = [(line, match[1]) for line in lines if (match := UNKNOWN_KEY.fullmatch(line.text))]
+    if unknown:  # under a class, a dotted name is what another type of a union would have taken
+        line, name = min(unknown, key=lambda found: found[0].owner is not None and "." in found[1])
+        return _unknown_key(line, name, known_keys, configs)
     for line in lines:
         if match := NO_CLASS.fullmatch(line.text):
             return _no_class(line, match[1], _expected_class(line, lines), configs)
@@ -128,7 +130,9 @@ def _nearest_key(key: str, known_keys: Iterable[str]) -> tuple[str, str]:
     return wrong, hint
 
 
-def _missing(arguments: str) -> str:
+def _missing(line: Line, arguments: str) -> str:
+    if line.keys:
+        return f"{line.key}: `{arguments}` is missing"
     keys = [key.strip().partition(".")[2] or key.strip() for key in arguments.split(",")]
     remedy = f"give a config, e.g. `--config configs/quickstart.yaml`, or set it with `--{keys[0]}`"
     return f"missing: {', '.join(keys)}; {remedy}"

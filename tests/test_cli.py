@@ -1,5 +1,7 @@
 """The `ldis` command: every shipped config runs, and every mistake is one clear message."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -148,6 +150,29 @@ def test_a_saved_config_stands_alone_and_its_checkpoint_can_be_tested(
     assert read_results(tmp_path) == pytest.approx(read_results(fitted), nan_ok=True)
 
 
+def test_a_config_without_a_model_takes_that_of_the_checkpoints_run(
+    fitted: Path, in_miniature_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint,) = fitted.rglob("last.ckpt")
+    sets = {"novel": {"shards": "data/synthetic/images/novel", "min_pixels": 32}}
+    callbacks = [{"class_path": "ResultTable"}, {"class_path": "ResultRows"}]
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path), "name": "test"}}
+    trainer = {"accelerator": "cpu", "callbacks": callbacks, "logger": logger, "enable_progress_bar": False}
+    sets_alone = write_config(tmp_path / "sets.yaml", {"trainer": trainer, "data": {"evaluation": sets}})
+    assert main(["test", "--config", sets_alone, "--ckpt_path", str(checkpoint)]) == 0
+    assert "Test metric" not in capsys.readouterr().out  # Lightning's own table, beside ours
+    (path,) = tmp_path.rglob("results.jsonl")
+    (row,) = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert row["episodes"] == row["expected"] == 12
+    assert row["domain"] == "strict"  # the checkpoint says what it was trained on
+    assert row["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    lost = tmp_path / "elsewhere" / "last.ckpt"
+    lost.parent.mkdir()
+    lost.write_bytes(checkpoint.read_bytes())
+    message = run_failing(["test", "--config", sets_alone, f"--ckpt_path={lost}"], capsys)
+    assert f"the run of {lost} has left no" in message
+
+
 def test_hyperparameters_of_a_checkpoint_do_not_override_the_command_line(fitted: Path) -> None:
     from ldis_lightning.lightning_cli import LDISCLI
 
@@ -199,8 +224,18 @@ MISTAKES = {
     "option of the data": (["--data.batchsize", "3"], "did you mean `--data.batch_size`?"),
     "option of an evaluation set": (
         ["--data.evaluation", "{novel: {shard: x}}"],
-        "EpisodeSource has no parameter `shard`; did you mean `shards`?",
+        "EvaluationSource has no parameter `shard`; did you mean `shards`?",
     ),
+    "option of the training data": (
+        ["--data.train", "{shard: x}"],
+        "TrainingSource has no parameter `shard`; did you mean `shards`?",
+    ),
+    "option of a mixture": (
+        ["--data.train", "{a: {shards: x, wait: 2}, b: {shards: y}}"],
+        "TrainingSource has no parameter `wait`; did you mean `weight`?",
+    ),
+    "missing option of a mixture": (["--data.train", "{a: {weight: 2}}"], "data.train: `shards` is missing"),
+    "set left out": (["--data.only", "[nowel]"], "there is no set `nowel`; did you mean `novel`?"),
     "option of the model": (
         ["--model.instrution", "x"],
         "LDIS1 has no parameter `instrution`; did you mean `instruction`?",

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from ldis_lightning.alignment import Vanilla
 from ldis_lightning.callbacks import Ceiling
+from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.measures import JAndF
 from ldis_lightning.evaluation.scoring import Scoreboard, score_batch, score_clip
 from ldis_lightning.latent import TinyAutoencoder
@@ -107,3 +108,10 @@ def test_the_autoencoders_own_score_is_its_ceiling(tmp_path: Path) -> None:
         module = AutoencoderTrainer(tiny.adam, OneCycle(), (4, 4, 8), 3, norm_num_groups=4)
     logged = run_test(module, tmp_path, Ceiling(["images"]))
     assert logged["test/images/ceiling"] == logged["test/images/miou"]
+
+
+def test_a_set_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sets, "configured_sets", [*SETS, "left_out"], raising=False)
+    run_test(tiny.ldis1(), tmp_path, Ceiling(["images", "left_out"]))
+    with pytest.raises(UserError, match="no evaluation set is called `image`; did you mean `images`"):
+        run_test(tiny.ldis1(), tmp_path, Ceiling(["image"]))
