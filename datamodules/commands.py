@@ -128,7 +128,7 @@ def _synth(args: list[str]) -> int:
     return 0
 
 
-def _at_least(minimum: int) -> Callable[[str], int]:
+def at_least(minimum: int) -> Callable[[str], int]:
     """The type of an option that takes a whole number from `minimum` on."""
 
     def number(text: str) -> int:
@@ -145,7 +145,7 @@ def _add_number(parser: Parser, name: str, default: Any, description: str) -> No
     shown = " ".join(map(str, values))
     form: dict[str, Any] = {"nargs": len(values)} if isinstance(default, tuple) else {}
     text = f"{description.rstrip('.')} (default: {shown})"
-    parser.add_argument(f"--{name}", type=_at_least(0), default=default, metavar="N", help=text, **form)
+    parser.add_argument(f"--{name}", type=at_least(0), default=default, metavar="N", help=text, **form)
 
 
 def _pack(args: list[str]) -> int:
@@ -188,10 +188,10 @@ def _pack_source(name: str, module: Any, args: list[str]) -> int:
 def _add_packing_options(parser: Parser) -> None:
     """The options of every packer."""
     _add_names(parser, "that of the benchmark, or SRC's", "those of the benchmark, or class N")
-    parser.add_argument("--workers", type=_at_least(1), metavar="N", help="processes to use (default: all cores)")
+    parser.add_argument("--workers", type=at_least(1), metavar="N", help="processes to use (default: all cores)")
     parser.add_argument(
         "--resize",
-        type=_at_least(1),
+        type=at_least(1),
         metavar="PIXELS",
         help="scale larger pictures down to this short side, encoding them anew (default: bytes stay as they are)",
     )
@@ -244,12 +244,12 @@ def _show(args: list[str]) -> int:
     parser = Parser("ldis data show", "Describe a data set and draw a contact sheet of its episodes.")
     parser.add_argument("folder", metavar="DIR", help="folder of the data set")
     parser.add_argument("--out", default="sheet.png", metavar="FILE", help="the picture to write (default: sheet.png)")
-    parser.add_argument("--episodes", type=_at_least(1), default=8, metavar="N", help="how many to draw (default: 8)")
+    parser.add_argument("--episodes", type=at_least(1), default=8, metavar="N", help="how many to draw (default: 8)")
     parser.add_argument(
-        "--references", type=_at_least(1), default=1, metavar="K", help="references of each (default: 1)"
+        "--references", type=at_least(1), default=1, metavar="K", help="references of each (default: 1)"
     )
     parser.add_argument("--classes", type=int, nargs="+", metavar="ID", help="only these class ids (default: all)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of the draw (default: 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the draw (default: 0)")
     namespace = parser.parse(args)
     from ldis_lightning.datamodules.contact_sheet import contact_sheet
     from ldis_lightning.datamodules.index import ShardIndex
@@ -306,7 +306,7 @@ def _episodes(args: list[str]) -> int:
     parser = Parser("ldis data episodes", "Draw the episodes of a protocol once and write them down: a manifest.")
     from ldis_lightning.datamodules import draw_command
 
-    draw_command.add_arguments(parser, _at_least)
+    draw_command.add_arguments(parser, at_least)
     return draw_command.run(parser.parse(args))
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
         "ldis_lightning.lightning_cli", "segment the evaluation episodes with a checkpoint", ("predict",)
     ),
     "data": Command("ldis_lightning.datamodules.commands", "make, pack, index and look at data sets"),
+    "bench": Command("ldis_lightning.bench_command", "measure how fast a part is, against a baseline"),
     "results": Command("ldis_lightning.results_command", "print result rows beside published ones"),
     "sweep": Command("ldis_lightning.sweeps.command", "run every point of an ablation and print its table"),
 }

@@ -38,7 +38,7 @@ def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyP
         for kind in ("JPEGImages", "Annotations"):
             (tmp_path / "SRC" / kind / clip).mkdir(parents=True)
         for frame in range(3):
-            scene = draw_scene(np.random.default_rng([number, frame]), CONCEPTS[:4], 160, (4, 4))
+            scene = draw_scene(np.random.default_rng([number, frame]), CONCEPTS[:5], 160, (4, 4))
             picture, labels = render(scene)
             Image.fromarray(picture).save(tmp_path / "SRC" / "JPEGImages" / clip / f"{frame:05d}.jpg")
             Image.fromarray(labels).save(tmp_path / "SRC" / "Annotations" / clip / f"{frame:05d}.png")

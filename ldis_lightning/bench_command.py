@@ -1,0 +1,29 @@
+"""`ldis bench`: how fast a part is, as a ratio to a named baseline measured in the same run."""
+
+import importlib
+from collections.abc import Sequence
+
+from ldis_lightning.errors import UserError
+from ldis_lightning.suggestions import did_you_mean
+
+BENCHMARKS = {
+    "pack": ("ldis_lightning.datamodules.packing.benchmark", "packing a tree, against copying and hashing its files"),
+}
+"""Name -> module whose `main(args)` runs the benchmark, and what it measures."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run `ldis bench` with its arguments and return the exit status.
+
+    Raises:
+        UserError: there is no such benchmark, or it does not take the arguments.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<6} {summary}" for name, (_, summary) in BENCHMARKS.items())
+        print(f"usage: ldis bench NAME [options]\n\nbenchmarks:\n{listed}\n\n  ldis bench NAME --help   its options")
+        return 0 if args else 2
+    name, *rest = args
+    if name not in BENCHMARKS:
+        hint = did_you_mean(name, BENCHMARKS)
+        raise UserError(f"there is no benchmark `{name}`{hint}; there are {', '.join(BENCHMARKS)}")
+    return importlib.import_module(BENCHMARKS[name][0]).main(rest)
