@@ -13,6 +13,11 @@ MINIATURE: dict[str, Any] = {"train_images": 24, "test_images": 12, "train_clips
 """Arguments of `SyntheticWorld` for a world that takes a second to draw."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The pages of the documentation take minutes each: they come first, so that the two processes end together."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_docs.py"))
+
+
 @pytest.fixture(scope="session")
 def miniature_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small synthetic world in `data/synthetic`, where the shipped configs look for theirs."""

@@ -23,8 +23,8 @@ def main(args: Sequence[str]) -> int:
     """
     parser = Parser(
         "ldis bench pack",
-        "Pack a tree JPEGImages/<clip>/<frame>.jpg + Annotations/<clip>/<frame>.png, and copy and hash the same files on "
-        "as many cores, by turns. Prints seconds and their ratio.",
+        "Pack a tree JPEGImages/<clip>/<frame>.jpg + Annotations/<clip>/<frame>.png, and copy and hash the same "
+        "files on as many cores, by turns. Prints seconds and their ratio.",
     )
     parser.add_argument("src", metavar="SRC", help="folder of the tree")
     parser.add_argument("--out", metavar="DIR", help="folder on the disk to write to (default: the temporary one)")

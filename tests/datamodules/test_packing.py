@@ -158,7 +158,8 @@ def test_a_full_disk_is_one_message_and_packing_continues(src, tmp_path, monkeyp
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have it ignored
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from ldis_lightning import cli

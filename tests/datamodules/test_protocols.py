@@ -83,7 +83,7 @@ def test_fss1000_asks_for_every_image_of_the_test_classes(tmp_path: Path) -> Non
     assert [e.query for e in manifest.episodes] == list(range(2400))
     assert all(e.class_id == 1 + e.query // 10 == 1 + e.references[0] // 10 for e in manifest.episodes)
     assert all(e.query not in e.references for e in manifest.episodes)
-    assert (manifest.protocol, manifest.score_size) == ("few-shot", "fss1000", None)
+    assert (manifest.protocol, manifest.score_size) == ("fss1000", None)
 
 
 # ---- Clips
@@ -265,8 +265,8 @@ def test_more_references_change_nothing_else(protocol: Protocol, coco: ShardInde
 
 def test_the_registry_knows_every_protocol_by_its_name() -> None:
     assert list(PROTOCOLS) == [
-        "ldis", "hsnet-coco", "hsnet-pascal", "bam-coco", "bam-pascal", "pfenet-coco", "pfenet-pascal", "fss1000",
-        "davis", "vspw", "absence",
+        "ldis", "hsnet-coco", "hsnet-pascal", "bam-coco", "bam-pascal", "pfenet-coco", "pfenet-pascal", "few-shot",
+        "fss1000", "davis", "vspw", "absence",
     ]  # fmt: skip
     assert all(kind.name == name for name, kind in PROTOCOLS.items())
 
