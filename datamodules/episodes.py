@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from multiprocessing import get_all_start_methods
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,16 @@ class EpisodeDataModule(LightningDataModule):
             if self.training_plan is None:
                 self.training_plan = self._draw_up_training()
         if not self.evaluation_sets:
-            self.evaluation_sets = {
-                name: EvaluationSet.open(source, self.references) for name, source in self.evaluation.items()
-            }
+            self.evaluation_sets = {name: self._open_set(name) for name in self.evaluation}
+
+    def _open_set(self, name: str) -> EvaluationSet:
+        source = self.evaluation[name]
+        try:
+            return EvaluationSet.open(source, self.references)
+        except UserError as error:
+            missing = not Path(source.shards).is_dir() and len(self.evaluation) > 1
+            hint = " To test on some of the sets, name them: --data.only '[...]'." if missing else ""
+            raise UserError(f"data.evaluation.{name}: {error}{hint}") from error
 
     def _draw_up_training(self) -> TrainingPlan | MixturePlan:
         """The training plan of the source or of the mixture.

@@ -209,6 +209,10 @@ def model_of_checkpoint(options: Sequence[str], configs: Sequence[Path]) -> list
     following = dict(zip(options, [*options[1:], ""], strict=True))
     flags = dict(option.split("=", 1) for option in options if option.startswith("--ckpt_path="))
     checkpoint = flags.get("--ckpt_path") or following.get("--ckpt_path")
+    if contents and not checkpoint:
+        raise UserError(
+            "no config names a model: add `--ckpt_path` with a checkpoint of a run, or the run's `--config`."
+        )
     if not checkpoint or not Path(checkpoint).exists():
         return []
     places = [folder / "config.yaml" for folder in (Path(checkpoint).parent, Path(checkpoint).parent.parent)]

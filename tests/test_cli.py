@@ -171,6 +171,7 @@ def test_a_config_without_a_model_takes_that_of_the_checkpoints_run(
     lost.write_bytes(checkpoint.read_bytes())
     message = run_failing(["test", "--config", sets_alone, f"--ckpt_path={lost}"], capsys)
     assert f"the run of {lost} has left no" in message
+    assert "no config names a model: add `--ckpt_path`" in run_failing(["test", "--config", sets_alone], capsys)
 
 
 def test_hyperparameters_of_a_checkpoint_do_not_override_the_command_line(fitted: Path) -> None:

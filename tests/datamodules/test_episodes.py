@@ -269,6 +269,13 @@ def test_prepare_comes_before_the_data_is_opened(tmp_path: Path) -> None:
     assert len(model.trained) == 1
 
 
+def test_a_missing_set_says_how_to_do_without_it(folder: Path, tmp_path: Path) -> None:
+    sets = {"here": EvaluationSource(str(folder)), "gone": EvaluationSource(str(tmp_path / "gone"))}
+    with pytest.raises(UserError, match=r"data\.evaluation\.gone: .*no such folder.*--data\.only"):
+        ready(folder, "test", evaluation=sets)
+    assert ready(folder, "test", evaluation=sets, only=["here"]).evaluation_names == ["here"]
+
+
 def test_mistakes_are_user_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
         ready(tmp_path / "nowhere")
