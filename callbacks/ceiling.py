@@ -5,10 +5,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ldis_lightning.callbacks.runs import set_name
-from ldis_lightning.episode import is_clip_batch
 from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.scores import EpisodeScores
-from ldis_lightning.evaluation.scoring import Scoreboard, score_batch, score_clip
+from ldis_lightning.evaluation.scoring import Scoreboard, score
 from ldis_lightning.suggestions import did_you_mean
 
 
@@ -57,7 +56,6 @@ class Ceiling(Callback):
             self._scores[name] = EpisodeScores(board.measure, board.table).to(pl_module.device)
         module: Any = pl_module
         logits = module.round_trip_logits(batch)
-        score = score_clip if is_clip_batch(batch) else score_batch
         self._scores[name].update(*score(self._boards[name], logits, batch))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -115,7 +115,7 @@ class ClipFetch:
         if len(class_ids) >= IGNORE_INDEX:
             raise UserError(f"{self._key(concepts[0])}: a clip may have 254 concepts, and this has {len(class_ids)}.")
         prompt = self.reader.read(concepts[0].references[0])
-        references = [self._reference(*prompt, episode.reference_class) for episode in concepts]
+        references = self._references(*prompt, [episode.reference_class for episode in concepts])
         frames = [self._frame(of_frame, class_ids) for of_frame in step.frames]
         images, labels, originals, pictures = zip(*frames, strict=True)
         names = self.reader.index.classes
@@ -147,10 +147,15 @@ class ClipFetch:
         crop = fit_square(labels.shape, self.size)
         return crop.image(image, self.size), crop.labels(coded, self.size), coded, image
 
-    def _reference(self, image: np.ndarray, labels: np.ndarray, class_id: int) -> tuple[np.ndarray, np.ndarray]:
+    def _references(
+        self, image: np.ndarray, labels: np.ndarray, class_ids: list[int]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The prompt as the reference of each class: one picture, another mask."""
         crop = fit_square(labels.shape, self.size)
-        cut = keep_concept(crop, labels, class_id, self.size)
-        return self.treatment.apply(crop.image(image, self.size), reference_mask(cut, class_id))
+        picture = crop.image(image, self.size)
+        cuts = [keep_concept(crop, labels, class_id, self.size) for class_id in class_ids]
+        masks = [reference_mask(cut, class_id) for cut, class_id in zip(cuts, class_ids, strict=True)]
+        return [self.treatment.apply(picture, mask) for mask in masks]
 
     def _first_frame(self, row: int, prompt: tuple[np.ndarray, np.ndarray], class_ids: list[int]) -> FirstFrame:
         image, labels = prompt

@@ -132,7 +132,7 @@ class EpisodeDataModule(LightningDataModule):
             stage: `val`, which takes `val_episodes` of each set, or `test`.
             name: of the set.
         """
-        return self._sets(stage)[name].scoreboard()
+        return self._part(stage, name).scoreboard()
 
     @property
     def trained_on(self) -> dict[str, list[str]] | None:
@@ -184,15 +184,15 @@ class EpisodeDataModule(LightningDataModule):
             raise UserError("data.train names no data set, and training needs one.")
         if isinstance(self.train, dict):
             parts = {
-                name: self._part(source, part_seed(self.seed, number))
+                name: self._plan_of(source, part_seed(self.seed, number))
                 for number, (name, source) in enumerate(self.train.items())
             }
             weights = np.array([source.weight for source in self.train.values()], np.float64)
             queries = np.array([len(plan) for plan in parts.values()])
             return MixturePlan(parts, self.mixing.shares(weights, queries), self.seed, self.batch_size)
-        return self._part(self.train, self.seed)
+        return self._plan_of(self.train, self.seed)
 
-    def _part(self, source: EpisodeSource, seed: int) -> TrainingPlan:
+    def _plan_of(self, source: EpisodeSource, seed: int) -> TrainingPlan:
         index = ShardIndex.open(source.shards)
         return TrainingPlan(index, source, seed, self.batch_size, self.references, self.window_shards)
 
@@ -261,19 +261,19 @@ class EpisodeDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader for each evaluation set, cut to `val_episodes`."""
-        return [self._evaluation_loader(part) for part in self._sets("val").values()]
+        return [self._evaluation_loader(self._part("val", name)) for name in self.evaluation_sets]
 
     def test_dataloader(self) -> list[EvaluationLoader]:
         """One loader for each evaluation set."""
-        return [self._evaluation_loader(whole) for whole in self._sets("test").values()]
+        return [self._evaluation_loader(whole) for whole in self.evaluation_sets.values()]
 
     def predict_dataloader(self) -> list[EvaluationLoader]:
         """As for tests; batches of clips also hold the original pictures."""
-        return [self._evaluation_loader(whole, originals=True) for whole in self._sets("test").values()]
+        return [self._evaluation_loader(whole, originals=True) for whole in self.evaluation_sets.values()]
 
-    def _sets(self, stage: str) -> dict[str, EvaluationSet]:
-        episodes = self.val_episodes if stage == "val" else None
-        return {name: opened.subset(episodes) for name, opened in self.evaluation_sets.items()}
+    def _part(self, stage: str, name: str) -> EvaluationSet:
+        """What a stage takes of an evaluation set."""
+        return self.evaluation_sets[name].subset(self.val_episodes if stage == "val" else None)
 
     def _evaluation_loader(self, opened: EvaluationSet, originals: bool = False) -> EvaluationLoader:
         episodes, reader = opened.manifest.episodes, FrameReader(opened.index)

@@ -1,7 +1,6 @@
 """Few-shot folds: the classes of a data set are divided, and a fold's episodes ask for its classes only."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -47,16 +46,7 @@ class FewShot(Protocol):
         if not 0 <= fold < folds:
             raise UserError(f"protocol {self.name}: fold must be in 0 .. {folds - 1}, got {fold}.")
         self.fold, self.folds, self.interleaved, self.listed = fold, folds, interleaved, listed
-        self.episodes, self._runs, self.score_size = episodes, runs, score_size
-
-    @property
-    def runs(self) -> int:
-        """See `Protocol`."""
-        return self._runs
-
-    def settings(self) -> dict[str, Any]:
-        """See `Protocol`."""
-        return {name.removeprefix("_"): value for name, value in vars(self).items()}
+        self.episodes, self.runs, self.score_size = episodes, runs, score_size
 
     def classes(self, classes: dict[int, str]) -> list[int]:
         """See `Protocol`.
@@ -75,11 +65,11 @@ class FewShot(Protocol):
 
     def draw(self, catalogue: Catalogue, references: int) -> list[Episode]:
         """See `Protocol`."""
-        seeds = [catalogue.source.seed + run for run in range(self.runs)]
-        return [episode for seed in seeds for episode in self._run(catalogue, references, seed)]
+        pool, first = catalogue.pool(), catalogue.source.seed
+        seeds = range(first, first + self.runs)
+        return [episode for seed in seeds for episode in self._run(catalogue, pool, references, seed)]
 
-    def _run(self, catalogue: Catalogue, references: int, seed: int) -> Iterator[Episode]:
-        pool = catalogue.pool()
+    def _run(self, catalogue: Catalogue, pool: Pool, references: int, seed: int) -> Iterator[Episode]:
         count = min(self.episodes, catalogue.source.episodes or self.episodes)
         draws = Draws.of((EVALUATION, seed, FEW_SHOT), count, references)
         queries, classes = self._listed(pool, count) if self.listed else self._drawn(pool, draws, seed)

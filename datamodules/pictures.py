@@ -76,7 +76,7 @@ def jpeg_size(jpg: bytes, name: str) -> tuple[int, int]:
     size = _frame_size(jpg)
     if size is not None and 0 < size[0] * size[1] <= MAX_PIXELS:
         return size
-    with _open(jpg, "JPEG", name) as image:
+    with open_picture(jpg, "JPEG", name) as image:
         if image.mode not in ("RGB", "L"):
             raise UserError(f"{name} is a JPEG of {image.mode} colours: convert it to RGB.")
         return image.height, image.width
@@ -130,7 +130,7 @@ def read_label_map(png: bytes, name: str) -> np.ndarray:
     rows = _read_rows(png)
     if rows is not None:
         return np.ascontiguousarray(rows[:, 1:])
-    with _open(png, "PNG", name) as image:
+    with open_picture(png, "PNG", name) as image:
         bits = png[24]  # bit depth in IHDR, the first chunk of every PNG
         if image.mode not in ("L", "P", "1", "I;16"):
             raise UserError(
@@ -260,8 +260,12 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _open(data: bytes, kind: str, name: str) -> Image.Image:
-    """Open a picture of exactly one format, so that bytes from elsewhere cannot choose their decoder."""
+def open_picture(data: bytes, kind: str, name: str) -> Image.Image:
+    """Open a picture of exactly one format, so that bytes from elsewhere cannot choose their decoder.
+
+    Raises:
+        UserError: it is damaged, of another format or too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower

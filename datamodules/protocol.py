@@ -32,11 +32,7 @@ class Protocol:
     pairing: ClassVar[type[Pairing]] = AcrossImages
     by_clip: ClassVar[bool] = False
     score_size: int | None = None
-
-    @property
-    def runs(self) -> int:
-        """See the class."""
-        return 1
+    runs: int = 1
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain values."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ldis_lightning.datamodules.commands import Parser, at_least
 from ldis_lightning.datamodules.packing.datasets.clips import Clips
-from ldis_lightning.datamodules.packing.engine import pack
+from ldis_lightning.datamodules.packing.engine import cores, pack
 
 
 def main(args: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def copy_and_hash(files: Sequence[Path], src: Path, out: Path) -> None:
     targets = [out / path.relative_to(src) for path in files]
     for folder in {target.parent for target in targets}:
         folder.mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+    with multiprocessing.get_context("fork").Pool(cores()) as pool:
         pool.starmap(_copy_and_hash, zip(files, targets, strict=True), chunksize=8)
 
 
@@ -78,8 +78,8 @@ def report(seconds: dict[str, list[float]], files: int, size: int) -> None:
     """Print the medians, the spread and the ratio to the first contender, the baseline."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     baseline = next(iter(medians.values()))
-    runs, cores = len(seconds["ldis data pack"]), len(os.sched_getaffinity(0))
-    print(f"{files} files, {size / 1e6:.0f} MB, {cores} cores, {runs} runs")
+    runs = len(seconds["ldis data pack"])
+    print(f"{files} files, {size / 1e6:.0f} MB, {cores()} cores, {runs} runs")
     for name, median in medians.items():
         low, high = min(seconds[name]), max(seconds[name])
         print(

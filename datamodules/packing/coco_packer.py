@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ldis_lightning.datamodules.index import sha256_of_file
 from ldis_lightning.datamodules.packing.coco_annotations import Annotated, Instances, label_map, read_instances
 from ldis_lightning.datamodules.packing.convert import CONVERTED, JPEG, read_jpeg
-from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey, sample_key
 from ldis_lightning.datamodules.packing.trees import check_present
 from ldis_lightning.datamodules.pictures import write_label_map
 
@@ -75,4 +75,4 @@ def add_crowds(parser: ArgumentParser) -> None:
 
 def key_of(name: str) -> str:
     """The key of a picture: its file name without the ending, dots replaced, at which WebDataset would cut it."""
-    return str(PurePosixPath(name).with_suffix("")).replace(".", "_")
+    return sample_key(str(PurePosixPath(name).with_suffix("")))

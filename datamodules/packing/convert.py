@@ -1,13 +1,12 @@
 """Pictures and masks in other forms than ours: what people's own data and FSS-1000 come in, and how they are turned."""
 
-import warnings
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ldis_lightning.datamodules.pictures import MAX_PIXELS, UNREADABLE, write_label_map
+from ldis_lightning.datamodules.pictures import UNREADABLE, open_picture, write_label_map
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
@@ -73,7 +72,7 @@ def one_class(marked: np.ndarray, class_id: int) -> bytes:
 
 
 def decode(data: bytes, kind: str, name: str) -> Image.Image:
-    """Decode a picture of exactly one format, so that bytes from elsewhere cannot choose their decoder.
+    """Decode a picture of exactly one format, see `open_picture`.
 
     Args:
         data: the file.
@@ -83,12 +82,8 @@ def decode(data: bytes, kind: str, name: str) -> Image.Image:
     Raises:
         UserError: it is damaged, of another format or too large.
     """
+    image = open_picture(data, kind, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is lower
-            image = Image.open(BytesIO(data), formats=[kind])
-        if image.width * image.height > MAX_PIXELS:
-            raise UserError(f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}: scale it down.")
         image.load()
     except UNREADABLE as error:
         raise UserError(f"{name} cannot be read as {kind}: the file is damaged or of another kind.") from error

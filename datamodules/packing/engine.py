@@ -83,7 +83,7 @@ def pack(
     job = Job(packer, survey.items, plan, target.prepare(), name, named, resize, skip_damaged)
     with _claimed(job.folder), _stop_said(job, progress):
         job.begin()
-        problems = run(job, job.missing(), workers or _cores(), progress)
+        problems = run(job, job.missing(), workers or cores(), progress)
         try:
             refuse(problems, name, all_known=len(problems) < MOST_PROBLEMS)
             skipped = survey.skipped + _finish(job)
@@ -207,5 +207,6 @@ def _listed(skipped: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

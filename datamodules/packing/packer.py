@@ -70,3 +70,8 @@ class Packer:
             UserError: a file is damaged or does not fit; the message names it.
         """
         raise NotImplementedError
+
+
+def sample_key(name: str) -> str:
+    """The key of a sample or a clip of this name: WebDataset cuts names at the first dot."""
+    return name.replace(".", "_")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldis_lightning.episode import ClipBatch, EpisodeBatch, EpisodeMeta
+from ldis_lightning.episode import IGNORE_INDEX, ClipBatch, EpisodeBatch, EpisodeMeta
 from ldis_lightning.evaluation.fusion import fuse_concepts
 from ldis_lightning.evaluation.measures import EpisodeTable, Measure
 
@@ -45,6 +45,11 @@ def restore_logits(logits: Tensor, content: tuple[int, int, int, int], size: tup
     shape = (-1, 1, height, width)
     restored = F.interpolate(picture.reshape(shape), size=tuple(size), mode="bilinear", align_corners=False)
     return restored.reshape(*logits.shape[:-2], *size)
+
+
+def score(board: Scoreboard, logits: Tensor, batch: EpisodeBatch | ClipBatch) -> Counts:
+    """Count a batch of either kind, see `score_batch` and `score_clip`."""
+    return score_clip(board, logits, batch) if "context" in batch else score_batch(board, logits, batch)
 
 
 def score_batch(board: Scoreboard, logits: Tensor, batch: EpisodeBatch) -> Counts:
@@ -85,13 +90,27 @@ def score_clip(board: Scoreboard, logits: Tensor, batch: ClipBatch) -> Counts:
     frames, concepts = logits.shape[:2]
     position = torch.where(batch["valid"][:, None], batch["position"], -1)  # (F, C)
     counts = torch.zeros(frames, concepts, board.measure.width, dtype=torch.int64, device=logits.device)
-    numbers = torch.arange(1, concepts + 1, device=logits.device)[:, None, None]  # (C, 1, 1)
     for i, scored in enumerate((position >= 0).any(1).tolist()):
         if scored:
             fused, truth = fused_frame(logits[i], batch["meta"][i], batch["labels_original"][i], board.size)
-            target = (truth == numbers).to(torch.uint8).masked_fill_(truth == 255, 255)  # (C, H0, W0)
-            counts[i] = board.measure.count(fused == numbers, target)
+            predicted = concept_masks(fused, concepts) == 1  # (C, H0, W0)
+            counts[i] = board.measure.count(predicted, concept_masks(truth, concepts))
     return Counts(position.flatten(), counts.flatten(0, 1))
+
+
+def concept_masks(labels: Tensor, concepts: int) -> Tensor:
+    """The mask of each concept in label maps.
+
+    Args:
+        labels: (..., H, W) uint8, coded as in `ClipBatch`: 0 none, 1 .. C the concepts, 255 ignore.
+        concepts: C.
+
+    Returns:
+        (..., C, H, W) uint8 {0, 1, 255}.
+    """
+    numbers = torch.arange(1, concepts + 1, device=labels.device)[:, None, None]  # (C, 1, 1)
+    labels = labels[..., None, :, :]
+    return (labels == numbers).to(torch.uint8).masked_fill_(labels == IGNORE_INDEX, IGNORE_INDEX)
 
 
 def fused_frame(logits: Tensor, meta: EpisodeMeta, labels: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:

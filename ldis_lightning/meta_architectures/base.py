@@ -11,18 +11,11 @@ from torch import Tensor, nn
 from ldis_lightning.alignment import PseudoMask
 from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.evaluation.scores import EpisodeScores, SetResult
-from ldis_lightning.evaluation.scoring import Scoreboard, score_batch, score_clip
+from ldis_lightning.evaluation.scoring import Scoreboard, concept_masks, score
 from ldis_lightning.instruction import ConcatenatedTokens, Instruction, InstructionExtractor, ReferenceFusion
 from ldis_lightning.instruction.reference_fusion import separated
 from ldis_lightning.latent import Autoencoder, Denoiser
 from ldis_lightning.optim import LearningRateSchedule
-
-
-def concept_masks(batch: ClipBatch) -> Tensor:
-    """The true mask of each concept in each frame: (F, C, H, W) uint8 {0, 1, 255}."""
-    numbers = torch.arange(1, len(batch["class_id"]) + 1, device=batch["labels"].device)[:, None, None]
-    labels = batch["labels"][:, None]  # (F, 1, H, W)
-    return torch.where(labels == 255, 255, (labels == numbers).to(torch.uint8))
 
 
 class EpisodeModule(L.LightningModule):
@@ -83,7 +76,7 @@ class EpisodeModule(L.LightningModule):
         """`round_trip` of a batch's own masks, in the shape of `logits`."""
         if "context" not in batch:
             return self.round_trip(batch["query_image"], batch["query_mask"], batch["seed"])
-        masks = concept_masks(batch)  # (F, C, H, W)
+        masks = concept_masks(batch["labels"], len(batch["class_id"]))  # (F, C, H, W)
         frames, concepts = masks.shape[:2]
         query = batch["query_image"].repeat_interleave(concepts, 0)  # (F*C, 3, H, W)
         return self.round_trip(query, masks.flatten(0, 1), batch["seed"].flatten()).unflatten(0, (frames, concepts))
@@ -139,9 +132,7 @@ class EpisodeModule(L.LightningModule):
     def _evaluation_step(self, stage: str, batch: EpisodeBatch | ClipBatch, dataloader_idx: int) -> dict[str, Tensor]:
         logits = self.logits(batch)
         key = self._open_scores(stage, dataloader_idx)
-        board = self._boards[key]
-        counted = score_clip(board, logits, batch) if "context" in batch else score_batch(board, logits, batch)
-        self._scores[key].update(*counted)  # pyright: ignore[reportCallIssue]
+        self._scores[key].update(*score(self._boards[key], logits, batch))  # pyright: ignore[reportCallIssue]
         return {"logits": logits}
 
     def _open_scores(self, stage: str, dataloader_idx: int) -> str:

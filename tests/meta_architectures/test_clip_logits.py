@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldis_lightning.episode import ClipBatch
-from ldis_lightning.evaluation.scoring import Scoreboard
+from ldis_lightning.evaluation.scoring import Scoreboard, concept_masks
 from ldis_lightning.instruction import Instruction
 from ldis_lightning.latent import Autoencoder
 from ldis_lightning.meta_architectures import InContextSegmenter
-from ldis_lightning.meta_architectures.base import concept_masks
 
 BUILDS: list[Any] = [
     tiny.ldis1,
@@ -199,7 +198,7 @@ def test_steps_return_the_logits_of_all_concepts(tmp_path: Path) -> None:
 def test_masks_of_concepts() -> None:
     step = tiny.clip(frames=1, concepts=2)
     step["labels"] = torch.tensor([[[0, 1, 2, 255]]], dtype=torch.uint8)
-    masks = concept_masks(step)
+    masks = concept_masks(step["labels"], len(step["class_id"]))
     assert masks.dtype == torch.uint8
     assert masks.tolist() == [[[[0, 1, 0, 255]], [[0, 0, 1, 255]]]]
 
@@ -219,7 +218,7 @@ def test_the_round_trip_of_true_masks(build: Callable[..., Any]) -> None:
             for concept in range(2):
                 one: Any = {
                     "query_image": step["query_image"][frame : frame + 1],
-                    "query_mask": concept_masks(step)[frame, concept][None],
+                    "query_mask": concept_masks(step["labels"], len(step["class_id"]))[frame, concept][None],
                     "seed": step["seed"][frame, concept].view(1),
                 }
                 alone = module.round_trip_logits(one)[0]

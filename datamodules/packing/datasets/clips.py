@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ldis_lightning.datamodules.packing.engine import Item, Packer, Survey, refuse
+from ldis_lightning.datamodules.packing.packer import sample_key
 from ldis_lightning.datamodules.pictures import read_label_map, write_label_map
 from ldis_lightning.errors import UserError
 from ldis_lightning.suggestions import did_you_mean
@@ -55,10 +56,10 @@ class Clips(Packer):
         """Pair the frames of every clip with their annotations, by name alone."""
         clips, skipped = survey_tree(self.src, self.clips, self.skip_unlabelled)
         if not self.as_images:
-            items = [Item(_key(clip), tuple(frames), is_clip=True, source=clip) for clip, frames in clips.items()]
+            items = [Item(sample_key(clip), tuple(frames), is_clip=True, source=clip) for clip, frames in clips.items()]
         else:
             items = [
-                Item(f"{_key(clip)}/{_key(frame.image.stem)}", (frame,), source=clip)
+                Item(f"{sample_key(clip)}/{sample_key(frame.image.stem)}", (frame,), source=clip)
                 for clip, frames in clips.items()
                 for frame in frames
             ]
@@ -143,10 +144,6 @@ def _chosen(clips: Sequence[str] | None, found: list[str], images: Path) -> list
             listed = f"; there are {', '.join(found[:12])}{', ...' if len(found) > 12 else ''}" if found else ""
             raise UserError(f"{images} holds no clip `{clip}`{did_you_mean(clip, found) or listed}")
     return found if clips is None else sorted(set(clips), key=natural)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "_")  # WebDataset cuts names at the first dot
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldis_lightning.datamodules.packing.convert import CONVERTED, FORMATS, JPEG, one_class, read_jpeg, read_marked
-from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey, sample_key
 from ldis_lightning.datamodules.packing.trees import check_present, number_classes
 from ldis_lightning.errors import UserError
 
@@ -58,7 +58,7 @@ class FolderPacker(Packer):
         items = [
             item
             for class_id, folder in zip(classes, folders, strict=True)
-            for item in self._items(folder, f"{_key(folder.name)}/", class_id, skipped)
+            for item in self._items(folder, f"{sample_key(folder.name)}/", class_id, skipped)
         ]
         return Survey(items, classes, skipped)
 
@@ -77,7 +77,7 @@ class FolderPacker(Packer):
         skipped[CONVERTED] += sum(path.suffix.lower() not in JPEG for path in pictures)
         samples = [Masked(path, folder / MASKS / f"{path.stem}.png", class_id) for path in pictures]
         check_present((sample.mask for sample in samples), f"{TREE}\n  --skip_unlabelled leaves such pictures out.")
-        return [Item(f"{prefix}{_key(sample.image.stem)}", (sample,)) for sample in samples]
+        return [Item(f"{prefix}{sample_key(sample.image.stem)}", (sample,)) for sample in samples]
 
     def read(self, part: Masked) -> tuple[bytes, bytes]:
         """The picture as JPEG and its label map."""
@@ -89,10 +89,6 @@ class FolderPacker(Packer):
 
 def _is_pair(folder: Path) -> bool:
     return (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "_")  # WebDataset cuts names at the first dot
 
 
 def _check_distinct(pictures: list[Path]) -> None:

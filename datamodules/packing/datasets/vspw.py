@@ -14,6 +14,7 @@ import numpy as np
 
 from ldis_lightning.datamodules.packing.datasets.clips import Frame, pair_frames
 from ldis_lightning.datamodules.packing.engine import Item, Packer, Survey
+from ldis_lightning.datamodules.packing.packer import sample_key
 from ldis_lightning.datamodules.packing.trees import check_present, find_root, read_list
 from ldis_lightning.datamodules.pictures import read_label_map, write_label_map
 from ldis_lightning.episode import IGNORE_INDEX
@@ -56,7 +57,7 @@ class Vspw(Packer):
                 continue
             frames, missing = pair_frames(folder / "origin", folder / "mask", skipped)
             unlabelled += missing
-            items.append(Item(video.replace(".", "_"), tuple(frames), is_clip=True, source=video))
+            items.append(Item(sample_key(video), tuple(frames), is_clip=True, source=video))
         check_present((path for frame in unlabelled for path in frame), TREE)
         totals = {"videos": (len(videos), VIDEOS[self.split])}
         return Survey(items, read_classes(root / "label_num_dic_final.json"), skipped, totals)
