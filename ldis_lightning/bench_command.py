@@ -7,6 +7,8 @@ from ldis_lightning.errors import UserError
 from ldis_lightning.suggestions import did_you_mean
 
 BENCHMARKS = {
+    "step": ("ldis_lightning.benchmarks.step", "a training step, against the released script's way"),
+    "infer": ("ldis_lightning.benchmarks.infer", "inference with K references, against the released script's way"),
     "pack": ("ldis_lightning.datamodules.packing.benchmark", "packing a tree, against copying and hashing its files"),
 }
 """Name -> module whose `main(args)` runs the benchmark, and what it measures."""

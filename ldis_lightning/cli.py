@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Command(
         "ldis_lightning.lightning_cli", "segment the evaluation episodes with a checkpoint", ("predict",)
     ),
+    "convert": Command("ldis_lightning.conversion.command", "write a checkpoint or the authors' weights as a folder"),
     "data": Command("ldis_lightning.datamodules.commands", "make, pack, index and look at data sets"),
     "bench": Command("ldis_lightning.bench_command", "measure how fast a part is, against a baseline"),
     "results": Command("ldis_lightning.results_command", "print result rows beside published ones"),

@@ -1,5 +1,10 @@
-"""Finds the files that `--config` names: as given, else among the configs that come with the package."""
+"""Finds the files that `--config` names: as given, else among the configs that come with the package.
 
+In any of them `${here}` stands for the folder that the file lies in, so that a config can name what lies beside it and
+both can be moved together.
+"""
+
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from ldis_lightning.errors import UserError
 from ldis_lightning.suggestions import did_you_mean
 
 CONFIG_FLAGS = ("--config", "-c")
+HERE = "${here}"
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -46,7 +52,8 @@ def resolve_configs(args: Sequence[str]) -> tuple[list[str], list[Path]]:
     `extends: OTHER.yaml` in a config names a file beside it (or as `find_config` has it) of which it changes some keys.
 
     Returns:
-        The arguments with paths of existing files, and the files that were named, without the extended ones.
+        The arguments with paths of existing files, or the content of those with a `${here}`, and the files that were
+        named, without the extended ones.
 
     Raises:
         UserError: a config does not exist or is no YAML mapping, or a flag has nothing after it.
@@ -66,8 +73,14 @@ def resolve_configs(args: Sequence[str]) -> tuple[list[str], list[Path]]:
             raise UserError(f"`{flag}` needs the path of a YAML file after it")
         named.append(find_config(name))
         for path in with_parents(named[-1]):
-            resolved += [flag, str(path)]
+            resolved += [flag, _path_or_content(path)]
     return resolved, named
+
+
+def _path_or_content(path: Path) -> str:
+    """What the parser is given of a config: its path, or where that would lose `${here}`, its content."""
+    content = read_mapping(path)
+    return json.dumps(content, default=str) if HERE in path.read_text(encoding="utf-8") else str(path)
 
 
 def with_parents(path: Path) -> list[Path]:
@@ -88,7 +101,7 @@ def with_parents(path: Path) -> list[Path]:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The content of a config file.
+    """The content of a config file, with its folder in the place of every `${here}`.
 
     Raises:
         UserError: it is no YAML mapping; the message names the file and the line.
@@ -103,4 +116,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         what = "is empty" if content is None else "holds something else"
         raise UserError(f"config `{path}` must hold `key: value` lines, but it {what}")
-    return content
+    return with_folder(content, path.parent.absolute())  # not resolved: files of the hub's cache are links
+
+
+def with_folder(content: Any, folder: Path) -> Any:
+    """What a config holds, with `folder` in the place of every `${here}` in its values."""
+    if isinstance(content, dict):
+        return {key: with_folder(value, folder) for key, value in content.items()}
+    if isinstance(content, list):
+        return [with_folder(value, folder) for value in content]
+    return content.replace(HERE, str(folder)) if isinstance(content, str) else content

@@ -22,6 +22,7 @@ from ldis_lightning.config_files import read_mapping, resolve_configs, with_pare
 from ldis_lightning.datamodules import EpisodeDataModule
 from ldis_lightning.errors import UserError
 from ldis_lightning.parse_errors import explain
+from ldis_lightning.platform import check, explain_trainer
 from ldis_lightning.sweeps.grid import Sweep
 
 # Their classes can be named without a path in configs, because importing makes them known as subclasses.
@@ -35,6 +36,8 @@ NOISE = (  # of Lightning and torch, about nothing that a user of `ldis` can or 
     ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen autoencoder
     ".*recommended to use `self.log\\('(val|test)/.*sync_dist=True.*",  # those values are gathered already
     ".*The dirpath has changed from.*",
+    ".*WeightAveraging callback with a model that overrides.*",  # sharding is what it warns of; `platform` refuses it
+    ".*FSDP2-wrapped module .* returned a view tensor.*",  # nothing is changed in place
     ".*The number of training batches .* is smaller than the logging interval.*",
 )
 TIPS = ("💡 Tip", "TPU available", "HPU available", "Detected KeyboardInterrupt")  # `ldis` itself reports the last
@@ -51,7 +54,7 @@ def main(args: Sequence[str]) -> int:
     try:
         LDISCLI(command, options)
     except MisconfigurationException as error:
-        raise UserError(_trainer_message(error)) from error
+        raise UserError(explain_trainer(error)) from error
     return 0
 
 
@@ -130,19 +133,17 @@ class LDISCLI(LightningCLI):
         self.config[self.command].extends = None  # what is saved stands alone
 
     def _parse_ckpt_path(self) -> None:
-        """Check that it exists. Lightning would also let the hyper-parameters in it override the command line."""
-        path = self.config[self.command].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry") and not Path(path).exists():
-            raise UserError(f"the checkpoint `{path}` does not exist (--ckpt_path)")
+        """Nothing: Lightning would let the hyper-parameters in the checkpoint override the command line."""
 
     def _set_seed(self) -> None:
         if not self.parse_only:
             super()._set_seed()
 
     def instantiate_classes(self) -> None:
-        """Build model, data and Trainer. What goes wrong in a component is raised as the component raised it."""
+        """Build model, data and Trainer, if they can work here. What goes wrong in a component is raised as it is."""
         if self.parse_only:
             return
+        check(self.config[self.command])
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -166,8 +167,11 @@ class LDISCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=not self._has_own_table())
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lightning's table of a test says what ours says, at length; predictions go to files, not into memory."""
+        """Lightning's table of a test says what ours says, at length; predictions go to files, not into memory; code in
+        a checkpoint is not run."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if "weights_only" in kwargs:  # before Lightning 2.6, what `check` has seen of the checkpoint must do
+            kwargs["weights_only"] = True
         if subcommand == "predict" and kwargs.get("return_predictions") is None:
             kwargs["return_predictions"] = False
         if subcommand == "test" and self._has_own_table():
@@ -254,11 +258,3 @@ def _unwrapped(error: BaseException) -> BaseException:
     while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union"):
         error = error.__cause__
     return error
-
-
-def _trainer_message(error: MisconfigurationException) -> str:
-    """The first line of what Lightning says; for a missing accelerator, what to do about it."""
-    text = str(error).strip() or type(error).__name__
-    if "gpu backend" in text or "can not run on your system" in text:
-        return "the accelerator asked for is not available on this machine; use `--trainer.accelerator auto` (or `cpu`)"
-    return text.splitlines()[0]

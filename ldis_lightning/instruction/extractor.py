@@ -1,7 +1,5 @@
 """The instruction: tau = F(E_tau(I_s, M_s)) of eq. 1, with two-stage masking."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,13 +7,7 @@ from torch import Tensor, nn
 from ldis_lightning.instruction.post_masks import PostMask
 from ldis_lightning.instruction.pre_masks import PreMask
 from ldis_lightning.instruction.prompt_encoder import PromptEncoder
-
-
-class Instruction(NamedTuple):
-    """What the denoiser is told of the concept. The projection F is the denoiser's own `encoder_hid_proj`."""
-
-    tokens: Tensor  # (B, K*T, C)
-    attention_mask: Tensor  # (B, K*T) bool, False = not attended to
+from ldis_lightning.instruction.tokens import Instruction
 
 
 class InstructionExtractor(nn.Module):
@@ -53,24 +45,28 @@ class InstructionExtractor(nn.Module):
             mask = resize_masks(mask, size)
         prompt = self.pre_mask(image, mask)
         tokens, attention_mask = self.post_mask(self.encoder(prompt), prompt.mask)  # (B*K, T, C), (B*K, T)
+        count = tokens.shape[1]
         return Instruction(
-            tokens.reshape(batch, references * tokens.shape[1], tokens.shape[2]),  # (B, K*T, C)
+            tokens.reshape(batch, references * count, tokens.shape[2]),  # (B, K*T, C)
             attention_mask.reshape(batch, -1),
+            torch.arange(count, device=tokens.device).repeat(batch, references),
         )
 
-    def null(self, like: Instruction) -> Instruction:
+    def null(self, like: Instruction, keep_mask: bool) -> Instruction:
         """The instruction that says nothing: of an all-zero image with an all-one mask (METHOD section 3).
 
-        It is repeated to the shape of `like`, so that it can replace rows of it; a row takes part with every token.
+        Args:
+            like: an instruction of B rows, as `forward` or `compact` makes them.
+            keep_mask: every row is attended to through its own row's mask in `like`: for each of its tokens there is
+                the null instruction's token of the same position. False: through no mask at all, T tokens a row.
         """
         size = self.encoder.image_size
-        blank = like.tokens.new_zeros(1, 1, 3, size, size)
-        tokens, attention_mask = self(blank, torch.ones(1, 1, size, size, dtype=torch.uint8, device=blank.device))
-        repeats = like.tokens.shape[1] // tokens.shape[1]
-        return Instruction(
-            tokens.repeat(1, repeats, 1).expand_as(like.tokens),
-            attention_mask.repeat(1, repeats).expand_as(like.attention_mask),
-        )
+        blank = like.tokens.new_zeros(1, 1, 3, size, size, dtype=torch.float32)
+        null = self(blank, torch.ones(1, 1, size, size, dtype=torch.uint8, device=blank.device))  # 1 row
+        if keep_mask:
+            return like._replace(tokens=null.tokens[0][like.position])
+        tokens, mask, position = (part.expand(len(like.tokens), *part.shape[1:]) for part in null)
+        return Instruction(tokens, mask, position)
 
 
 def resize_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,8 +2,6 @@
 
 from torch import Tensor
 
-from ldis_lightning.instruction.extractor import Instruction
-
 
 class ReferenceFusion:
     """Base class of the slot: what is done with K references in evaluation. Training always concatenates tokens.
@@ -41,10 +39,3 @@ class MajorityVote(ReferenceFusion):
     def merge(self, logits: Tensor) -> Tensor:
         """See `ReferenceFusion`."""
         return (logits > 0).float().mean(1) - 0.5
-
-
-def separated(instruction: Instruction, references: int) -> Instruction:
-    """An instruction of B rows and K references (B, K*T, C) as one of B*K rows (B*K, T, C)."""
-    tokens, mask = instruction
-    tokens = tokens.unflatten(1, (references, -1)).flatten(0, 1)  # (B*K, T, C)
-    return Instruction(tokens, mask.unflatten(1, (references, -1)).flatten(0, 1))

@@ -1,7 +1,12 @@
 """The latent side: autoencoder, denoiser and the surgery on them."""
 
-from ldis_lightning.latent.autoencoder import Autoencoder, PretrainedAutoencoder, TinyAutoencoder
-from ldis_lightning.latent.denoiser import Denoiser, PretrainedUNet, ScratchUNet
+from ldis_lightning.latent.autoencoder import (
+    Autoencoder,
+    PretrainedAutoencoder,
+    StableDiffusionAutoencoder,
+    TinyAutoencoder,
+)
+from ldis_lightning.latent.denoiser import Denoiser, PretrainedUNet, ScratchUNet, StableDiffusionUNet
 from ldis_lightning.latent.surgery import widen_input
 
 __all__ = [
@@ -10,6 +15,8 @@ __all__ = [
     "PretrainedAutoencoder",
     "PretrainedUNet",
     "ScratchUNet",
+    "StableDiffusionAutoencoder",
+    "StableDiffusionUNet",
     "TinyAutoencoder",
     "widen_input",
 ]

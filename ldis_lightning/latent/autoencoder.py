@@ -1,15 +1,19 @@
 """The frozen autoencoder: E and D of the method, between pictures and latents."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
-from ldis_lightning.errors import UserError
+from ldis_lightning.checkpoints import from_files
 from ldis_lightning.randomness import normal
+from ldis_lightning.weights.known import STABLE_DIFFUSION_VAE
+from ldis_lightning.weights.loading import architecture, build
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+KINDS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 class Autoencoder(nn.Module):
@@ -46,7 +50,11 @@ class Autoencoder(nn.Module):
         channels = self.vae.config.get("block_out_channels") or self.vae.config["encoder_block_out_channels"]
         return 2 ** (len(channels) - 1)
 
-    @torch.no_grad()
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The modules that are called: what `torch.compile` is to compile."""
+        return [self.vae.encoder, self.vae.decoder]
+
     def encode(self, picture: Tensor, seed: Tensor | None = None) -> Tensor:
         """Encode pictures.
 
@@ -57,14 +65,30 @@ class Autoencoder(nn.Module):
         Returns:
             (B, C, H/f, W/f), scaled.
         """
-        output = self.vae.encode(picture)
+        return self.encode_together([picture], [seed])[0]
+
+    def encode_together(self, pictures: Sequence[Tensor], seeds: Sequence[Tensor | None]) -> list[Tensor]:
+        """`encode` for several batches of pictures of one size, in one call of the encoder.
+
+        Args:
+            pictures: each (B_i, 3, H, W).
+            seeds: for each, (B_i,) int64 or None.
+
+        Returns:
+            For each, (B_i, C, H/f, W/f), scaled.
+        """
+        with torch.inference_mode():
+            output = self.vae.encode(torch.cat(list(pictures)))
+        sizes = [len(picture) for picture in pictures]
         if isinstance(self.vae, AutoencoderTiny):
-            return output.latents * self.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
+            return [mean * self.scaling_factor for mean in output.latents.split(sizes)]  # pyright: ignore
         distribution = output.latent_dist  # pyright: ignore[reportAttributeAccessIssue]
-        latent = distribution.mode()
-        if self.sample and seed is not None:
-            latent = latent + distribution.std * normal(seed, "autoencoder", tuple(latent.shape[1:]))
-        return latent * self.scaling_factor
+        latents = []
+        for mean, std, seed in zip(distribution.mode().split(sizes), distribution.std.split(sizes), seeds, strict=True):
+            if self.sample and seed is not None:
+                mean = mean + std * normal(seed, "autoencoder", tuple(mean.shape[1:]))
+            latents.append(mean * self.scaling_factor)  # outside inference mode: an ordinary tensor again
+        return latents
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode latents (B, C, h, w), scaled, to pictures (B, 3, h*f, w*f), about in [-1, 1]."""
@@ -76,10 +100,12 @@ class Autoencoder(nn.Module):
 
 
 class PretrainedAutoencoder(Autoencoder):
-    """An autoencoder from a folder in diffusers' format or from the hub.
+    """An `AutoencoderKL` or `AutoencoderTiny` from a folder in diffusers' format or from the hub.
+
+    On the meta device nothing is read: the architecture alone is built (see `ldis_lightning.weights.loading`).
 
     Args:
-        path: a local folder with `config.json` and the weights in safetensors, or a hub id.
+        path: a local folder with `config.json` and the weights, or a hub id.
         subfolder: folder inside it, e.g. `vae` for a Stable Diffusion pipeline.
         sample: see `Autoencoder`.
 
@@ -88,16 +114,21 @@ class PretrainedAutoencoder(Autoencoder):
     """
 
     def __init__(self, path: str, subfolder: str | None = None, sample: bool = False) -> None:
-        try:
-            local = Path(path).is_absolute()  # a hub id never is: do not look for a missing folder on the hub
-            config = AutoencoderKL.load_config(path, subfolder=subfolder, local_files_only=local)
-            kind = AutoencoderTiny if config.get("_class_name") == "AutoencoderTiny" else AutoencoderKL  # pyright: ignore
-            vae = kind.from_pretrained(
-                path, subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=local
-            ).float()
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.autoencoder.path: cannot load an autoencoder from '{path}': {error}") from error
-        super().__init__(vae, sample)
+        key = "model.autoencoder.path"
+        vae = build(KINDS, *architecture(path, subfolder, key), key)
+        super().__init__(vae, sample)  # pyright: ignore[reportArgumentType]
+        from_files(self)
+
+
+class StableDiffusionAutoencoder(Autoencoder):
+    """Stable Diffusion 1.5's architecture with random weights: for benchmarks.
+
+    Args:
+        sample: see `Autoencoder`.
+    """
+
+    def __init__(self, sample: bool = False) -> None:
+        super().__init__(AutoencoderKL.from_config(dict(STABLE_DIFFUSION_VAE.architecture)), sample)  # pyright: ignore
 
 
 class TinyAutoencoder(PretrainedAutoencoder):

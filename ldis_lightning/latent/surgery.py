@@ -1,6 +1,7 @@
 """Changes to a trained network's layers that keep what it computes."""
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 
@@ -33,3 +34,9 @@ def widen_input(conv: nn.Conv2d, extra: int, zero: bool = True) -> nn.Conv2d:
         if conv.bias is not None and wide.bias is not None:
             wide.bias.copy_(conv.bias)
     return wide
+
+def new_layers(unet: UNet2DConditionModel) -> set[str]:
+    """Names of the layers that were made anew because the files lack them."""
+    if not hasattr(unet, "new_layers"):
+        unet.new_layers = set()  # pyright: ignore[reportAttributeAccessIssue]
+    return unet.new_layers  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]

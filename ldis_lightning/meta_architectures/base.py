@@ -9,13 +9,22 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from ldis_lightning.alignment import PseudoMask
+from ldis_lightning.checkpoints import check_fingerprints, fingerprints, keep_trained
 from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.evaluation.scores import EpisodeScores, SetResult
 from ldis_lightning.evaluation.scoring import Scoreboard, concept_masks, score
-from ldis_lightning.instruction import ConcatenatedTokens, Instruction, InstructionExtractor, ReferenceFusion
-from ldis_lightning.instruction.reference_fusion import separated
+from ldis_lightning.execution import Execution
+from ldis_lightning.instruction import ConcatenatedTokens, Instruction, InstructionExtractor, ReferenceFusion, compact
+from ldis_lightning.instruction.tokens import repeated, separated
 from ldis_lightning.latent import Autoencoder, Denoiser
+from ldis_lightning.latent.denoiser import widen_unet_input
+from ldis_lightning.latent.fine_tuning import FineTuning, FullFineTuning
+from ldis_lightning.latent.sharding import shard
 from ldis_lightning.optim import LearningRateSchedule
+
+FEW_TOKENS = 256
+"""One reference's in the paper. On an accelerator, so few are masked in training rather than dropped: dropping them
+saves less than waiting for their count costs."""
 
 
 class EpisodeModule(L.LightningModule):
@@ -173,6 +182,11 @@ class InContextSegmenter(EpisodeModule):
         denoiser: recipe of the U-Net, built to fit the autoencoder's latents and the instruction's tokens.
         optimizer, schedule: see `EpisodeModule`.
         reference_fusion: how K references become one answer in evaluation; null for ConcatenatedTokens.
+        fine_tuning: which of the U-Net's parameters train; null for FullFineTuning.
+        execution: how it is carried out; null for Execution's defaults.
+        conditions: channels of the U-Net's input beside those of the latent.
+
+    What files hold and training does not change is not in a checkpoint (`ldis_lightning.checkpoints`).
     """
 
     def __init__(
@@ -184,6 +198,9 @@ class InContextSegmenter(EpisodeModule):
         optimizer: OptimizerCallable,
         schedule: LearningRateSchedule,
         reference_fusion: ReferenceFusion | None = None,
+        fine_tuning: FineTuning | None = None,
+        execution: Execution | None = None,
+        conditions: int = 0,
     ) -> None:
         super().__init__(optimizer, schedule)
         self.instruction = instruction
@@ -191,11 +208,47 @@ class InContextSegmenter(EpisodeModule):
         self._context: tuple[str, Instruction] | None = None
         self.pseudo_mask = pseudo_mask
         self.autoencoder = autoencoder
-        self.unet = denoiser.build(autoencoder.latent_channels, instruction.width)
+        self.unet = widen_unet_input(denoiser.build(autoencoder.latent_channels, instruction.width), conditions)
+        self.fine_tuning = fine_tuning or FullFineTuning()
+        self.fine_tuning.apply(self.unet)
+        self.execution = execution or Execution()
+        self._configured = False
+        self._fingerprints = fingerprints(self)
+        keep_trained(self)
+
+    def configure_model(self) -> None:
+        """Lightning's hook: set up the execution, and shard what trains where the strategy has a device mesh."""
+        if self._configured:  # a second fit of the same model, or a callback that wants it early
+            return
+        self._configured = True
+        precision = self._trainer.precision if self._trainer is not None else "32-true"
+        self.execution.apply(self.unet, (self.autoencoder, self.instruction.encoder), precision.startswith("bf16"))
+        if self.device_mesh is not None:
+            for network in (self.unet, self.instruction.encoder):
+                shard(network, self.device_mesh["data_parallel"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: keep the fingerprints of the weights that are left out."""
+        checkpoint["fingerprints"] = self._fingerprints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook.
+
+        Raises:
+            UserError: the frozen weights are others than in training.
+        """
+        check_fingerprints(checkpoint.get("fingerprints", {}), self._fingerprints)
 
     def encode_references(self, batch: EpisodeBatch | ClipBatch) -> Instruction:
         """The instruction of a batch's references; may be reused for any number of queries of the same references."""
         return self.instruction(batch["reference_image"], batch["reference_mask"])
+
+    def attended(self, instruction: Instruction) -> Instruction:
+        """The instruction without the tokens that nothing attends to, where dropping them is worth it."""
+        tokens = instruction.tokens
+        if self.training and tokens.device.type != "cpu" and tokens.shape[1] <= FEW_TOKENS:
+            return instruction
+        return compact(instruction)
 
     def denoise(self, latent: Tensor, timestep: Tensor | int, instruction: Instruction) -> Tensor:
         """One call of the U-Net: (B, C, h, w), (B,) or int, instruction of B rows -> (B, C_out, h, w)."""
@@ -253,7 +306,7 @@ class InContextSegmenter(EpisodeModule):
         """See `EpisodeModule`. The references of a clip are encoded in its first step alone."""
         frames, concepts = batch["seed"].shape
         instruction = self._clip_instruction(batch)  # C rows
-        every = Instruction(*(part.repeat(frames, *[1] * (part.ndim - 1)) for part in instruction))  # F*C rows
+        every = repeated(instruction, frames)  # F*C rows
         query_of = torch.arange(frames, device=self.device).repeat_interleave(concepts)  # (F*C,)
         references = batch["reference_image"].shape[1]
         logits = self.segment(batch["query_image"], every, references, batch["seed"].flatten(), query_of)
@@ -261,7 +314,10 @@ class InContextSegmenter(EpisodeModule):
 
     def _clip_instruction(self, batch: ClipBatch) -> Instruction:
         if self._context is None or self._context[0] != batch["context"]:
-            self._context = (batch["context"], self.encode_references(batch))
+            instruction = self.encode_references(batch)
+            if not self.reference_fusion.separate:  # which tells references apart by their places
+                instruction = compact(instruction)
+            self._context = (batch["context"], instruction)
         return self._context[1]
 
     def forget(self) -> None:

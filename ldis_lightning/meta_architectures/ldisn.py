@@ -14,9 +14,11 @@ from torch import Tensor
 from ldis_lightning.alignment import PseudoMask
 from ldis_lightning.episode import EpisodeBatch
 from ldis_lightning.errors import UserError
-from ldis_lightning.instruction import Instruction, InstructionExtractor, ReferenceFusion
+from ldis_lightning.execution import Execution
+from ldis_lightning.instruction import Instruction, InstructionExtractor, ReferenceFusion, compact
+from ldis_lightning.instruction.tokens import stacked, where
 from ldis_lightning.latent import Autoencoder, Denoiser
-from ldis_lightning.latent.denoiser import widen_unet_input
+from ldis_lightning.latent.fine_tuning import FineTuning
 from ldis_lightning.meta_architectures.base import InContextSegmenter
 from ldis_lightning.optim import LearningRateSchedule
 from ldis_lightning.randomness import integers, normal, uniform
@@ -87,8 +89,8 @@ class LDISn(InContextSegmenter):
         scale_query: multiply the query latent by the autoencoder's scaling factor; the released code does not.
         null_keeps_mask: the null instruction is attended to through the sample's own attention mask, as in the
             released code; False attends to all of it.
-        instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion: see
-            `InContextSegmenter`.
+        instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion, fine_tuning, execution:
+            see `InContextSegmenter`.
 
     Raises:
         UserError: the scheduler has no `alphas_cumprod` or predicts something else than epsilon, v or the sample.
@@ -111,9 +113,21 @@ class LDISn(InContextSegmenter):
         scale_query: bool = False,
         null_keeps_mask: bool = True,
         reference_fusion: ReferenceFusion | None = None,
+        fine_tuning: FineTuning | None = None,
+        execution: Execution | None = None,
     ) -> None:
-        super().__init__(instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion)
-        widen_unet_input(self.unet, autoencoder.latent_channels)
+        super().__init__(
+            instruction,
+            pseudo_mask,
+            autoencoder,
+            denoiser,
+            optimizer,
+            schedule,
+            reference_fusion,
+            fine_tuning,
+            execution,
+            conditions=autoencoder.latent_channels,
+        )
         self.scheduler = scheduler
         self.prediction_type = _checked_prediction_type(scheduler)
         self.register_buffer("abar", scheduler.alphas_cumprod.clone(), persistent=False)  # pyright: ignore
@@ -123,25 +137,19 @@ class LDISn(InContextSegmenter):
         self.scale_query = scale_query
         self.null_keeps_mask = null_keeps_mask
 
-    def encode_query(self, query: Tensor) -> Tensor:
-        """The query's latent, the mode of its distribution: (B, 3, H, W) -> (B, C, h, w)."""
-        latent = self.autoencoder.encode(query)
+    def condition_on(self, latent: Tensor) -> Tensor:
+        """What the U-Net sees of a query beside the noisy latent: its latent (B, C, h, w), scaled or as it was."""
         return latent if self.scale_query else latent / self.autoencoder.scaling_factor
 
     def null_instruction(self, instruction: Instruction) -> Instruction:
-        """What replaces a dropped instruction, in the shape of `instruction`."""
-        null = self.instruction.null(instruction)
-        return null._replace(attention_mask=instruction.attention_mask) if self.null_keeps_mask else null
+        """What replaces a dropped instruction: of as many rows as `instruction`."""
+        return self.instruction.null(instruction, keep_mask=self.null_keeps_mask)
 
     def drop_conditions(self, instruction: Instruction, query: Tensor, seed: Tensor) -> tuple[Instruction, Tensor]:
         """Condition dropout: instruction of B rows and query latents (B, C, h, w), with the dropped rows replaced."""
         dropped = self.dropout(uniform(seed, "condition_dropout"))
-        null, rows = self.null_instruction(instruction), dropped.instruction[:, None]
         return (
-            Instruction(
-                torch.where(rows[..., None], null.tokens, instruction.tokens),
-                torch.where(rows, null.attention_mask, instruction.attention_mask),
-            ),
+            where(dropped.instruction, self.null_instruction(instruction), instruction),
             query.masked_fill(dropped.query[:, None, None, None], 0.0),
         )
 
@@ -149,13 +157,15 @@ class LDISn(InContextSegmenter):
         """Mean squared error of the predicted noise, v or sample (eq. 9), with t uniform."""
         query, seed = batch["query_image"], batch["seed"]
         picture = self.pseudo_mask.encode(batch["query_mask"], query, seed)  # (B, 3, H, W)
-        clean = self.autoencoder.encode(picture, seed)  # (B, C, h, w)
+        # The query's is the mode of its distribution.
+        clean, latent = self.autoencoder.encode_together([picture, query], [seed, None])  # (B, C, h, w) each
         noise = normal(seed, "noise", tuple(clean.shape[1:]))
         timestep = integers(seed, "timestep", len(self.abar))  # (B,)
         signal, sigma = self._levels(timestep)
         noisy = signal * clean + sigma * noise
-        instruction, latent = self.drop_conditions(self.encode_references(batch), self.encode_query(query), seed)
-        prediction = self.denoise(torch.cat([noisy, latent], 1), timestep, instruction)
+        condition = self.condition_on(latent)
+        instruction, condition = self.drop_conditions(self.encode_references(batch), condition, seed)
+        prediction = self.denoise(torch.cat([noisy, condition], 1), timestep, self.attended(instruction))
         target = {"epsilon": noise, "v_prediction": signal * noise - sigma * clean, "sample": clean}[
             self.prediction_type
         ]
@@ -168,12 +178,13 @@ class LDISn(InContextSegmenter):
         self, query: Tensor, instruction: Instruction, seed: Tensor, query_of: Tensor | None = None
     ) -> Tensor:
         """Sample the pseudo-mask's latent from pure noise; arguments as in `predict_logits` -> (B, C, h, w)."""
-        condition = self.encode_query(query)  # (Q, C, h, w)
+        condition = self.condition_on(self.autoencoder.encode(query))  # (Q, C, h, w)
         condition = condition if query_of is None else condition[query_of]  # (B, C, h, w)
         if self.guidance.needed:  # in the order of eq. 10: e(0,0), e(z_q,0), e(z_q,tau)
             null = self.null_instruction(instruction)
             condition = torch.cat([torch.zeros_like(condition), condition, condition])  # (3B, C, h, w)
-            instruction = Instruction(*(torch.cat([n, n, i]) for n, i in zip(null, instruction, strict=True)))
+            instruction = stacked([null, null, instruction])
+        instruction = compact(instruction)
         self.scheduler.set_timesteps(self.steps, device=query.device)  # pyright: ignore[reportAttributeAccessIssue]
         latent = normal(seed, "sampling", (self.autoencoder.latent_channels, *condition.shape[2:]))
         latent = latent * self.scheduler.init_noise_sigma  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,6 +16,7 @@ from ldis_lightning.instruction import (
     PostMask,
     PreMask,
     PrototypePooling,
+    compact,
 )
 
 SIZE = tiny.PROMPT
@@ -32,7 +33,8 @@ def direct_tokens(extractor: InstructionExtractor, image: Tensor, alpha: Tensor)
 
 def test_eq_1_references_are_concatenated_along_the_tokens_in_order() -> None:
     extractor = tiny.extractor()
-    tokens, attended = extractor(IMAGE, MASK)
+    tokens, attended, position = extractor(IMAGE, MASK)
+    assert position.tolist() == [[*range(16)] * 3] * 2
     assert (tokens.shape, attended.shape, attended.dtype) == ((2, 3 * 16, 8), (2, 3 * 16), torch.bool)
     for b in range(2):
         for k in range(3):
@@ -53,8 +55,8 @@ def test_ignored_pixels_are_background(pre_mask: PreMask, post_mask: PostMask) -
 
 
 def test_prototypes_are_one_token_a_reference() -> None:
-    tokens, attended = tiny.extractor(post_mask=PrototypePooling())(IMAGE, MASK)
-    assert tokens.shape == (2, 3, 8)
+    tokens, attended, position = tiny.extractor(post_mask=PrototypePooling())(IMAGE, MASK)
+    assert tokens.shape == (2, 3, 8) and not position.any()
     assert bool(attended.all())
 
 
@@ -63,7 +65,7 @@ def test_references_of_another_size_are_resized() -> None:
     image, mask = tiny.pictures(1, 1, 3, 32, 32), tiny.masks(1, 32)[None]
     resized = F.interpolate(image[0], (SIZE, SIZE), mode="bilinear", antialias=True)
     foreground = (mask[0, 0, ::2, ::2] == 1).float()  # nearest
-    tokens, attended = extractor(image, mask)
+    tokens, attended, _ = extractor(image, mask)
     expected = direct_tokens(extractor, resized[0], (foreground - 0.5) / 0.26)
     torch.testing.assert_close(tokens[0], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(attended[0], foreground[::4, ::4].flatten().bool())
@@ -75,7 +77,7 @@ def test_a_thin_object_survives_the_resizing_to_the_encoders_input() -> None:
     seen = {}
     extractor = tiny.extractor()
     extractor.encoder.register_forward_pre_hook(lambda _, inputs: seen.update(prompt=inputs[0]))
-    _, attended = extractor(tiny.pictures(1, 1, 3, 32, 32), mask)
+    attended = extractor(tiny.pictures(1, 1, 3, 32, 32), mask).attention_mask
     assert attended[0].nonzero().flatten().tolist() == [2 * 4 + 1]
     assert seen["prompt"].mask[0].nonzero().tolist() == [[10, 4], [10, 5], [10, 6], [10, 7]]
 
@@ -84,13 +86,17 @@ def test_a_thin_object_survives_the_resizing_to_the_encoders_input() -> None:
 def test_the_null_instruction_is_that_of_a_blank_picture_wholly_marked(post_mask: PostMask) -> None:
     extractor = tiny.extractor(post_mask=post_mask)
     like = extractor(IMAGE, MASK)
-    null = extractor.null(like)
-    assert (null.tokens.shape, null.attention_mask.shape) == (like.tokens.shape, like.attention_mask.shape)
-    assert bool(null.attention_mask.all())
     blank = direct_tokens(extractor, torch.zeros(3, SIZE, SIZE), torch.full((SIZE, SIZE), 0.5 / 0.26))
     if isinstance(post_mask, PrototypePooling):
         blank = blank.mean(0, keepdim=True)
-    torch.testing.assert_close(null.tokens, blank.repeat(3, 1).expand(2, -1, -1), rtol=1e-4, atol=1e-5)
+    whole = extractor.null(like, keep_mask=False)  # of one reference: more would say the same again
+    assert bool(whole.attention_mask.all())
+    torch.testing.assert_close(whole.tokens, blank.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
+    for given in (like, compact(like)):
+        masked = extractor.null(given, keep_mask=True)
+        assert masked.attention_mask is given.attention_mask
+        assert torch.equal(masked.position, given.position)
+        torch.testing.assert_close(masked.tokens, blank[given.position], rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_encoder_gives_tokens_without_gradient() -> None:

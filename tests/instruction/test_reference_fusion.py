@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 
 from ldis_lightning.instruction import (
     ConcatenatedTokens,
-    Instruction,
     MajorityVote,
     MeanLogits,
+    NoPostMasking,
     PrototypePooling,
     ReferenceFusion,
 )
-from ldis_lightning.instruction.reference_fusion import separated
 from ldis_lightning.meta_architectures import InContextSegmenter
 from ldis_lightning.optim import WarmupConstant
 
@@ -62,16 +61,6 @@ def test_the_slot_says_what_is_missing() -> None:
         ReferenceFusion().merge(torch.zeros(1, 1, 1, 1))
 
 
-def test_an_instruction_is_separated_by_references() -> None:
-    tokens, mask = torch.arange(2 * 6 * 4.0).view(2, 6, 4), torch.arange(12).view(2, 6) % 5 > 0
-    apart = separated(Instruction(tokens, mask), 3)
-    assert apart.tokens.shape == (6, 2, 4)
-    for row in range(2):
-        for k in range(3):
-            assert torch.equal(apart.tokens[3 * row + k], tokens[row, 2 * k : 2 * k + 2])
-            assert torch.equal(apart.attention_mask[3 * row + k], mask[row, 2 * k : 2 * k + 2])
-
-
 # ---- In a model
 
 
@@ -91,7 +80,7 @@ def test_three_answers_become_one(build: Any, fusion: ReferenceFusion) -> None:
 
 @both_models
 def test_concatenated_tokens_are_one_instruction(build: Any) -> None:
-    module = build().eval()
+    module = build(instruction=tiny.extractor(post_mask=NoPostMasking())).eval()
     assert isinstance(module.reference_fusion, ConcatenatedTokens)
     batch = tiny.batch(2, references=3)
     told: list[Tensor] = []
@@ -172,7 +161,8 @@ def loader(batches: Any) -> DataLoader:
 @pytest.mark.parametrize("numbers", [[3, 3, 3], [1, 3, 2]], ids=["three", "random"])
 def test_training_with_several_references(build: Any, numbers: list[int], tmp_path: Path) -> None:
     """Answers are put together in evaluation only: training attends to all tokens at once."""
-    module = build(reference_fusion=MajorityVote(), schedule=WarmupConstant(0))
+    everything = tiny.extractor(post_mask=NoPostMasking())
+    module = build(instruction=everything, reference_fusion=MajorityVote(), schedule=WarmupConstant(0))
     before = [weight.detach().clone() for weight in module.unet.parameters()]
     quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     run = L.Trainer(accelerator="cpu", default_root_dir=tmp_path, max_steps=3, enable_model_summary=False, **quiet)

@@ -3,16 +3,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stable_diffusion
 import tiny
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from ldis_lightning.alignment import Vanilla
+from ldis_lightning.checkpoints import is_from_files
 from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
 from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.measures import EpisodeTable, RegionIoU
-from ldis_lightning.latent import Autoencoder, PretrainedAutoencoder, TinyAutoencoder
+from ldis_lightning.latent import Autoencoder, PretrainedAutoencoder, StableDiffusionAutoencoder, TinyAutoencoder
 
 PICTURE = tiny.pictures(3, 3, 32, 32)
 SEED = torch.tensor([4, 5, 6])
@@ -115,18 +117,48 @@ def test_saved_and_loaded_again(build, tmp_path: Path) -> None:
         assert type(loaded.vae) is type(original.vae)
         assert torch.equal(loaded.encode(PICTURE), original.encode(PICTURE))
         assert not any(weight.requires_grad for weight in loaded.parameters())
+        assert is_from_files(loaded) and not is_from_files(original)
     assert loaded.sample
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.autoencoder\.path: cannot load an autoencoder from"):
+    with pytest.raises(UserError, match=r"model\.autoencoder\.path: '.*' has no config\.json"):
         PretrainedAutoencoder(str(tmp_path))
 
 
-def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
-    tiny.autoencoder().vae.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(UserError, match=r"model\.autoencoder\.path"):
+def test_a_pickle_beside_the_weights_does_nothing(tmp_path: Path) -> None:
+    original = tiny.autoencoder()
+    original.vae.save_pretrained(tmp_path, safe_serialization=False)
+    path = tmp_path / "diffusion_pytorch_model.bin"
+    assert torch.equal(PretrainedAutoencoder(str(tmp_path)).encode(PICTURE), original.encode(PICTURE))
+
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "touched",))
+
+    torch.save({**original.vae.state_dict(), "encoder.conv_in.bias": Hostile()}, path)
+    with pytest.raises(UserError, match=r"does not fit the architecture: it misses encoder\.conv_in\.bias"):
         PretrainedAutoencoder(str(tmp_path))
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_unet_is_no_autoencoder(tmp_path: Path) -> None:
+    stable_diffusion.write_stable_diffusion(tmp_path)
+    with pytest.raises(
+        UserError, match="this is a UNet2DConditionModel, but AutoencoderKL or AutoencoderTiny is needed"
+    ):
+        PretrainedAutoencoder(str(tmp_path), "unet")
+
+
+def test_stable_diffusions_autoencoder_from_scratch() -> None:
+    with torch.device("meta"):
+        autoencoder = StableDiffusionAutoencoder(sample=True)
+        latent = autoencoder.encode(torch.zeros(1, 3, 64, 64))
+        assert autoencoder.decode(latent).shape == (1, 3, 64, 64)
+    assert latent.shape == (1, 4, 8, 8)
+    assert (autoencoder.scaling_factor, autoencoder.downsampling, autoencoder.sample) == (0.18215, 8, True)
+    assert not any(weight.requires_grad for weight in autoencoder.parameters())
+    assert not is_from_files(autoencoder)
 
 
 def test_the_shipped_autoencoder_hardly_limits_the_masks() -> None:

@@ -51,7 +51,7 @@ def guided(module: LDISn, latent: Tensor, timestep: int) -> Tensor:
         told = module.encode_references(BATCH)
         blank = torch.zeros(3, 1, 3, tiny.PROMPT, tiny.PROMPT)
         null = module.instruction(blank, torch.ones(3, 1, tiny.PROMPT, tiny.PROMPT, dtype=torch.uint8))
-        untold = Instruction(null.tokens, told.attention_mask)  # the released code keeps the sample's own mask
+        untold = null._replace(attention_mask=told.attention_mask)  # the released code keeps the sample's own mask
 
         def e(z: Tensor, instruction: Instruction) -> Tensor:
             return module.denoise(torch.cat([latent, z], 1), timestep, instruction)
@@ -108,11 +108,14 @@ def test_the_null_instruction_in_guidance(keeps_mask: bool) -> None:
     module.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append(kwargs), with_kwargs=True)
     sample(module)
     own = module.encode_references(BATCH)
-    null = own.attention_mask if keeps_mask else torch.ones_like(own.attention_mask)
-    assert torch.equal(told[0]["encoder_attention_mask"], torch.cat([null, null, own.attention_mask]))
-    tokens = told[0]["encoder_hidden_states"]
-    assert torch.equal(tokens[6:], own.tokens)
-    assert torch.equal(tokens[:3], tokens[3:6]) and torch.equal(tokens[0], tokens[1])
+    blank = torch.zeros(1, 1, 3, tiny.PROMPT, tiny.PROMPT)
+    null = module.instruction(blank, torch.ones(1, 1, tiny.PROMPT, tiny.PROMPT, dtype=torch.uint8)).tokens[0]  # (16, 8)
+    tokens, attended = told[0]["encoder_hidden_states"], told[0]["encoder_attention_mask"]
+    for row in range(3):
+        mask = own.attention_mask[row]
+        torch.testing.assert_close(tokens[6 + row, attended[6 + row]], own.tokens[row, mask])
+        for untold in (row, 3 + row):
+            torch.testing.assert_close(tokens[untold, attended[untold]], null[mask] if keeps_mask else null)
 
 
 def test_guidance_of_one_and_one_is_the_plain_conditional() -> None:

@@ -1,0 +1,163 @@
+"""A whole model as a folder: its parts in their libraries' own formats, and a config that names them by `${here}`."""
+
+import json
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from ldis_lightning.config_files import HERE, read_mapping
+from ldis_lightning.conversion.building import Spec, build
+from ldis_lightning.errors import UserError
+from ldis_lightning.instruction import PromptEncoder, TimmPromptEncoder
+from ldis_lightning.latent import Autoencoder
+from ldis_lightning.meta_architectures.base import InContextSegmenter
+
+CONFIG, UNET, VAE, PROMPT_ENCODER, SCHEDULER = "config.yaml", "unet", "vae", "prompt_encoder", "scheduler"
+CONTENT = {CONFIG, UNET, VAE, PROMPT_ENCODER, SCHEDULER}
+PLAIN_OPTIMIZER = "torch.optim."
+"""Optimizers that are there wherever the folder goes."""
+HEADER = """# Written by `ldis convert`. ${here} is this file's folder, which can be moved as a whole.
+#   ldis test --config THIS --config configs/benchmark.yaml
+"""
+
+
+def load_folder(folder: str | Path) -> InContextSegmenter:
+    """The model in a folder that `ldis convert` wrote, in evaluation mode, float32, on the CPU.
+
+    Raises:
+        UserError: the folder is not there or lacks something.
+    """
+    config = Path(folder) / CONFIG
+    if not config.is_file():
+        raise UserError(f"`{folder}` is no folder of `ldis convert`: it has no {CONFIG}.")
+    spec = read_mapping(config).get("model")
+    if not isinstance(spec, dict) or "class_path" not in spec:
+        raise UserError(f"`{config}` has no `model:` block with a class_path.")
+    return build(spec).eval()
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Check that a folder may be written to `out`.
+
+    Raises:
+        UserError: something is there that may not be replaced. With `overwrite`, only a folder of ours may be.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_symlink() or not out.is_dir():
+        raise UserError(f"{out} exists and is no folder: choose another --out.")
+    names = {entry.name for entry in out.iterdir()}
+    if names and not (CONFIG in names and UNET in names and names <= CONTENT):
+        raise UserError(f"{out} exists and holds something else than a converted model: choose another --out.")
+    if names and not overwrite:
+        raise UserError(f"{out} exists: add --overwrite to replace it, or choose another --out.")
+
+
+def write_folder(model: InContextSegmenter, spec: Spec, image_size: int, out: Path, overwrite: bool = False) -> None:
+    """Write a model whose adapters are merged, all files or none: they are prepared beside `out` and take its name at
+    the end.
+
+    Args:
+        model: in float32.
+        spec: what it was built from.
+        image_size: side of the squares that it was trained on, in pixels.
+        out: the folder.
+        overwrite: replace a folder of ours.
+
+    Raises:
+        UserError: `out` may not be written, or a part has no format to be written in.
+    """
+    check_out(out, overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as hidden:
+            files = Path(hidden, "new")
+            files.mkdir()
+            config = {"model": _write_parts(model, spec, files), "data": {"image_size": image_size}}
+            text = yaml.safe_dump(config, sort_keys=False, width=120, allow_unicode=True)
+            (files / CONFIG).write_text(HEADER + text, encoding="utf-8")
+            check_out(out, overwrite)
+            if out.exists():
+                out.rename(Path(hidden, "replaced"))
+            files.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from error
+
+
+def _write_parts(model: InContextSegmenter, spec: Spec, folder: Path) -> Spec:
+    """Write the parts and return the spec that reads them."""
+    spec = deepcopy(spec)
+    arguments = spec["init_args"]
+    _save(model.unet, folder / UNET)
+    arguments["denoiser"] = _part("PretrainedUNet", UNET)
+    arguments["autoencoder"] = _write_autoencoder(model.autoencoder, folder / VAE)
+    extractor = arguments["instruction"]["init_args"]
+    extractor["encoder"] = _write_encoder(model.instruction.encoder, extractor["encoder"], folder / PROMPT_ENCODER)
+    if save_scheduler := getattr(getattr(model, "scheduler", None), "save_pretrained", None):
+        save_scheduler(folder / SCHEDULER)
+    arguments["fine_tuning"] = arguments["execution"] = None  # of the training that is over
+    if not arguments["optimizer"]["class_path"].startswith(PLAIN_OPTIMIZER):
+        rate = arguments["optimizer"].get("init_args", {}).get("lr")
+        arguments["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": rate} if rate else {}}
+    return spec
+
+
+def _part(name: str, subfolder: str, **arguments: Any) -> Spec:
+    init_args = {"path": HERE, "subfolder": subfolder, **arguments}
+    return {"class_path": f"ldis_lightning.latent.{name}", "init_args": init_args}
+
+
+def _write_autoencoder(autoencoder: Autoencoder, folder: Path) -> Spec:
+    _check_plain(autoencoder, Autoencoder, ("encode_together", "encode", "decode"), "model.autoencoder")
+    _save(autoencoder.vae, folder)
+    return _part("PretrainedAutoencoder", VAE, sample=autoencoder.sample)
+
+
+def _write_encoder(encoder: PromptEncoder, spec: Spec, folder: Path) -> Spec:
+    """A timm transformer with its input for the mask, in the layout of timm's own folders on the hub."""
+    _check_plain(encoder, TimmPromptEncoder, ("forward",), "model.instruction.encoder")
+    assert isinstance(encoder, TimmPromptEncoder)
+    vit, source = encoder.vit, vars(encoder.vit)["pretrained_cfg"]
+    name = ".".join(filter(None, (source["architecture"], source.get("tag"))))
+    model_args = spec.get("init_args", {}).get("model_args") or {}
+    folder.mkdir()
+    _save_tensors(vit, folder / "model.safetensors")
+    config = {
+        "architecture": source["architecture"],
+        "num_classes": 0,
+        "num_features": encoder.width,
+        "model_args": {**model_args, "in_chans": vit.patch_embed.proj.in_channels},
+        "pretrained_cfg": {key: source[key] for key in ("tag", "mean", "std") if source.get(key)},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    arguments = {
+        "name": name,
+        "trainable": encoder.trainable,
+        "final_norm": not isinstance(vit.norm, nn.Identity),
+        "model_args": model_args or None,
+        "weights": f"{HERE}/{PROMPT_ENCODER}/model.safetensors",
+    }
+    return {"class_path": "ldis_lightning.instruction.TimmPromptEncoder", "init_args": arguments}
+
+
+def _check_plain(part: Any, base: type, methods: tuple[str, ...], key: str) -> None:
+    """A subclass that computes something else would be read back as its base class."""
+    if not isinstance(part, base) or any(getattr(type(part), name) is not getattr(base, name) for name in methods):
+        raise UserError(
+            f"{key}: {type(part).__name__} cannot be written to a folder, only what computes as {base.__name__} does."
+        )
+
+
+def _save(module: Any, folder: Path) -> None:
+    """In diffusers' format, in one file, without the path that the module was once read from."""
+    module.register_to_config(_name_or_path="")
+    module.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+
+
+def _save_tensors(module: nn.Module, path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path, {"format": "pt"})

@@ -1,0 +1,391 @@
+"""What tests of config options look at: small runs of parts of a config, and what came of them."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from copy import deepcopy
+from functools import cache
+from io import StringIO
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer, seed_everything
+from stable_diffusion import ALPHA_CLIP, write_alpha_clip, write_stable_diffusion
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ldis_lightning.datamodules import SyntheticWorld
+from ldis_lightning.errors import UserError
+from ldis_lightning.lightning_cli import LDISCLI, parse_fit
+from ldis_lightning.sweeps.grid import set_key
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # as `ldis` does
+
+Config = dict[str, Any]
+Observer = Callable[[Config], Any]
+
+# ---- Names of options
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of all options that a config sets.
+
+    A parameter of a component is `Class.parameter`; other keys are dotted as in the file, without `init_args`, the
+    names of data sets and the `+` of a list that is appended to.
+    """
+    content: Config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    grid = (content.get("sweep") or {}).get("grid") or {}
+    swept = {name for key, values in grid.items() for value in values for name in _names(value, key)}
+    return swept | {name for key, value in content.items() for name in _names(value, key)}
+
+
+def _names(value: Any, name: str) -> Iterator[str]:
+    name = name.removesuffix("+")
+    if name == "sweep.grid":
+        yield name
+    elif isinstance(value, list):
+        yield name
+        for item in value:
+            if isinstance(item, dict):
+                yield from _names(item, name)
+    elif isinstance(value, dict) and "class_path" in value:
+        yield name
+        kind = "model" if name == "model" else value["class_path"].rpartition(".")[2]
+        yield from _names_below(value.get("init_args") or {}, kind)
+    elif isinstance(value, dict):
+        if (name == "data.train" and "shards" not in value) or name == "data.evaluation":
+            for source in value.values():
+                yield from _names_below(source, name)
+        else:
+            yield from _names_below(value, name)
+    else:
+        yield name
+
+
+def _names_below(mapping: Config, name: str) -> Iterator[str]:
+    for key, value in mapping.items():
+        yield from _names(value, name if key == "init_args" else f"{name}.{key}")
+
+
+# ---- Small configs
+
+TINY_VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+WORLD: Config = {"train_images": 8, "test_images": 6, "train_clips": 2, "test_clips": 2, "frames": 3}
+
+
+def write_world(folder: Path) -> Path:
+    """All files that `config` names: a synthetic world, two Stable Diffusions, two Alpha-CLIPs."""
+    SyntheticWorld(str(folder / "synthetic"), **WORLD).prepare()
+    for number, name in enumerate(("sd", "other")):
+        write_stable_diffusion(folder / name, seed=number)
+        write_alpha_clip(folder / f"{name}.pth", seed=number)
+    write_stable_diffusion(folder / "sd" / "inner", seed=2)
+    return folder
+
+
+def config(world: Path, base: str, changes: Config) -> Config:
+    """A complete config: a shipped one made tiny, with changes by dotted key.
+
+    Args:
+        world: what `write_world` wrote; `{world}` in a changed value stands for it.
+        base: `ldis1`, `ldisn`, `autoencoder`, `sd` (LDIS-1 on the files of Stable Diffusion and Alpha-CLIP), `mixture`.
+    """
+    whole = deepcopy(_base(str(world), base))
+    for key, value in changes.items():
+        set_key(whole, key, _in_world(value, str(world)))
+    return whole
+
+
+def _in_world(value: Any, world: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_world(item, world) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_world(item, world) for item in value]
+    return value.replace("{world}", world) if isinstance(value, str) else value
+
+
+SHIPPED = {"ldisn": "configs/quickstart_ldisn.yaml", "autoencoder": "configs/autoencoder_tiny.yaml"}
+
+
+@cache
+def parser(base: str) -> tuple[Any, Config]:
+    """The parser of `ldis fit` and what it makes of a shipped config."""
+    made, content = parse_fit(["--config", SHIPPED.get(base, "configs/quickstart.yaml")])
+    return made, yaml.safe_load(made.dump(content, skip_check=True))
+
+
+@cache
+def _base(world: str, base: str) -> Config:
+    whole = deepcopy(parser(base)[1])
+    small: Config = {
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2,
+        "trainer.limit_val_batches": 1,
+        "trainer.limit_test_batches": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": False,
+        "trainer.callbacks": ["option_effects.Recorder"],
+        "score_after_fit": False,
+        "data.prepare": None,
+        "data.train": {"shards": f"{world}/synthetic/images/train", "min_pixels": 32},
+        "data.evaluation": {"novel": {"shards": f"{world}/synthetic/images/novel", "min_pixels": 32}},
+        "data.batch_size": 4,
+        "data.eval_batch_size": 2,
+    }
+    if base == "autoencoder":
+        small |= {"model.block_out_channels": [4, 4, 8], "model.latent_channels": 4, "model.norm_num_groups": 2}
+    else:
+        small["model.instruction.encoder.model_args"] = TINY_VIT
+        unet = {"block_out_channels": [8, 16], "attention_head_dim": 8, "cross_attention_dim": 8, "norm_num_groups": 4}
+        small["model.denoiser"] = {"class_path": "ScratchUNet", "init_args": unet}
+        small["model.optimizer.lr"] = 1e-3
+    if base == "ldisn":
+        small["model.steps"] = 2
+    if base == "sd":
+        clip = {"weights": f"{world}/sd.pth", "model_args": ALPHA_CLIP}
+        small["model.instruction.encoder"] = {"class_path": "AlphaCLIPPromptEncoder", "init_args": clip}
+        for part, kind, folder in (("autoencoder", "Autoencoder", "vae"), ("denoiser", "UNet", "unet")):
+            there = {"path": f"{world}/sd", "subfolder": folder}
+            small[f"model.{part}"] = {"class_path": f"Pretrained{kind}", "init_args": there}
+    if base == "mixture":
+        kinds = ("images", "clips")
+        small["data.train"] = {kind: {"shards": f"{world}/synthetic/{kind}/train", "min_pixels": 32} for kind in kinds}
+        small["data.batch_size"] = 16
+    for key, value in small.items():
+        set_key(whole, key, value)
+    return whole
+
+
+def built(whole: Config) -> Any:
+    """Model and data of a config, instantiated; its Trainer is not."""
+    made = parser("ldis1")[0]
+    parsed = made.parse_object(deepcopy(whole))
+    seed_everything(parsed.seed_everything, verbose=False)
+    return made.instantiate_classes(parsed)
+
+
+# ---- Observers
+
+
+def digest(*values: Any) -> str:
+    """A hash of tensors, arrays and plain values, in any nesting."""
+    sha = hashlib.sha256()
+    for value in values:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous().float().numpy()
+        if isinstance(value, np.ndarray):
+            sha.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        elif isinstance(value, dict):
+            sha.update(digest(*value, *value.values()).encode())
+        elif isinstance(value, list | tuple):
+            sha.update(digest(*value).encode())
+        else:
+            sha.update(repr(value).encode())
+    return sha.hexdigest()[:12]
+
+
+def drawn(whole: Config) -> str:
+    """What the first two training batches hold, as the model gets them."""
+    data = built(whole).data
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    return digest([data.to_model_range(next(batches), training=True) for _ in range(2)])
+
+
+def processes(whole: Config) -> int:
+    """How many processes load a training batch."""
+    data = built(whole).data
+    data.setup("fit")
+    try:
+        next(iter(data.train_dataloader()))
+        return len(active_children())
+    finally:
+        data.teardown()
+
+
+def asked(whole: Config) -> Any:
+    """The episodes of the evaluation sets, and the first batch of validation and of a test; or why there are none."""
+    try:
+        data = built(whole).data
+        data.setup("test")
+    except UserError as error:
+        return str(error)
+    loaders = [*data.val_dataloader(), *data.test_dataloader()]
+    firsts = [next(iter(loader)) for loader in loaders]
+    return digest([manifest.hash for manifest in data.manifests.values()], [len(x) for x in loaders], firsts)
+
+
+def fold(whole: Config) -> list[list[int]]:
+    """Which of 80 classes each evaluation set asks for."""
+    sources = built(whole).data.evaluation.values()
+    return [source.protocol.classes({number: str(number) for number in range(1, 81)}) for source in sources]
+
+
+def prepared(whole: Config) -> list[str]:
+    """The folders that appear when the data are prepared in an empty one."""
+    with in_folder(Path.cwd() / digest(whole)):
+        built(whole).data.prepare_data()
+        return sorted(path.name for path in Path().glob("*/*"))
+
+
+def ready(whole: Config) -> Any:
+    """The model of a config, as it is before the first batch; or why there is none."""
+    model = built(whole).model
+    model.trainer = ready.trainer = Trainer(
+        accelerator="cpu", max_steps=10, barebones=True
+    )  # the model holds it weakly
+    model.configure_model()
+    return model
+
+
+def learnt(whole: Config) -> Any:
+    """The losses of two steps and the parameters after them; or why there are none."""
+    try:
+        model = ready(whole)
+    except UserError as error:
+        return str(error)
+    episodes, chosen = tiny.batch(3), model.configure_optimizers()
+    losses = []
+    for _ in range(2):
+        loss = model.training_loss(episodes)["loss"]
+        loss.backward()
+        chosen["optimizer"].step()
+        chosen["optimizer"].zero_grad()
+        chosen["lr_scheduler"]["scheduler"].step()
+        losses.append(loss)
+    return digest(losses, list(model.trainable_parameters()))
+
+
+def predicted(whole: Config) -> Any:
+    """The logits of a batch, with weights for the query's latent where they start at zero; or why there are none."""
+    try:
+        model = ready(whole).eval()
+    except UserError as error:
+        return str(error)
+    with torch.no_grad(), tiny.seeded(3):
+        model.unet.conv_in.weight += torch.randn(model.unet.conv_in.weight.shape)
+        return digest(model.logits(tiny.batch(2)))
+
+
+def operations(whole: Config) -> set[str]:
+    """The names of the operations that an optimizer step consists of."""
+    model = ready(whole)
+    optimizer = model.configure_optimizers()["optimizer"]
+    model.training_loss(tiny.batch(2))["loss"].backward()
+    with _Operations() as seen:
+        optimizer.step()
+    return seen.names
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def kept_bytes(whole: Config) -> int:
+    """Bytes that the backward of a step finds kept from its forward."""
+    model, kept = ready(whole), []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.training_loss(tiny.batch(2))
+    return sum(kept)
+
+
+def frozen_bytes(whole: Config) -> int:
+    """Bytes of the autoencoder's weights."""
+    return sum(parameter.nbytes for parameter in ready(whole).autoencoder.parameters())
+
+
+def is_channels_last(whole: Config) -> bool:
+    """Whether the U-Net's first convolution works channels last."""
+    results = []
+    model = ready(whole)
+    model.unet.conv_in.register_forward_hook(lambda layer, given, result: results.append(result))
+    model.training_loss(tiny.batch(2))
+    return results[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def is_compiled(whole: Config) -> bool:
+    """Whether a call of some part of the U-Net goes through a compiler."""
+    return any(module._compiled_call_impl is not None for module in ready(whole).unet.modules())
+
+
+class Recorder(Callback):
+    """Notes what a Trainer does."""
+
+    seen: dict[str, list[Any]]
+
+    def __init__(self) -> None:
+        type(self).seen = {name: [] for name in ("sanity", "validations", "val", "test", "losses", "norms", "logged")}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        gradients = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+        self.seen["norms"].append(float(torch.stack(gradients).norm()))  # as the optimizer got them
+        self.seen["losses"].append(float(outputs["loss"]))
+        self.seen["logged"].append("train/loss" in trainer.logged_metrics)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.seen["sanity" if trainer.sanity_checking else "val"].append(trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
+        self.seen["validations"] += [] if trainer.sanity_checking else [trainer.global_step]
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        self.seen["test"].append(1)
+
+
+def run(observation: str) -> Observer:
+    """An observer of a fit.
+
+    Args:
+        observation: what of it: `steps`, `metrics`, `logs`, `files`, `callbacks`, `averaged`, or one of the `Recorder`'s.
+    """
+
+    def observe(whole: Config) -> Any:
+        folder = Path.cwd() / digest(whole)
+        with in_folder(folder), redirect_stdout(StringIO()):
+            Path("config.yaml").write_text(yaml.safe_dump(whole), encoding="utf-8")
+            try:
+                cli = LDISCLI("fit", ["--config", "config.yaml"])
+            except (UserError, ValueError) as error:
+                return str(error)
+            files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+            whole_run = {
+                **Recorder.seen,
+                "steps": cli.trainer.global_step,
+                "metrics": sorted(cli.trainer.callback_metrics),
+                "files": sorted(name for name in files if "tfevents" not in name),
+                "logs": sorted({Path(name).parent.as_posix() for name in files if "tfevents" in name}),
+                "callbacks": [type(callback).__name__ for callback in cli.trainer.callbacks],  # pyright: ignore
+                "averaged": digest(list(cli.model.parameters())),  # what the Trainer leaves in the model
+            }
+        return whole_run[observation]
+
+    return observe
+
+
+@contextmanager
+def in_folder(folder: Path) -> Iterator[Path]:
+    """Inside, the working directory is `folder`, which is made."""
+    before = Path.cwd()
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    try:
+        yield folder
+    finally:
+        os.chdir(before)
