@@ -122,9 +122,7 @@ def _sharding_of_others(run: Run) -> str | None:
     if issubclass(run.strategy, FSDPStrategy):
         return f"trainer.strategy: Lightning's FSDPStrategy (FSDP1) is not supported; use {FSDP_CONFIG} (FSDP2)"
     if issubclass(run.strategy, ModelParallelStrategy) and not issubclass(run.strategy, FullySharded):
-        return (
-            f"trainer.strategy: ModelParallelStrategy is tensor-parallel inside a node; use {FSDP_CONFIG}"
-        )
+        return f"trainer.strategy: ModelParallelStrategy is tensor-parallel inside a node; use {FSDP_CONFIG}"
     return None
 
 

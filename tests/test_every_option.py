@@ -8,6 +8,7 @@ import pytest
 from option_effects import (
     Config,
     Observer,
+    Refused,
     asked,
     config,
     drawn,
@@ -375,6 +376,7 @@ def test_another_value_makes_a_difference(
     assert isinstance(effect, Effect)
     one, other = effect.observations(world)
     assert one != other
+    assert not (isinstance(one, Refused) and isinstance(other, Refused)), (one, other)
 
 
 def test_options_of_many_processes_have_tests_of_their_own() -> None:

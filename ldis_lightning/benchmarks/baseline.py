@@ -60,17 +60,25 @@ def ldis1_logits(networks: Networks, batch: Any) -> Tensor:
 
 @torch.no_grad()
 def ldisn_logits(
-    networks: Networks, batch: Any, scheduler: Any, steps: int, gamma: float, g_query: float = 1.5, g_tau: float = 7.0
+    networks: Networks,
+    null: Tensor,
+    scheduler: Any,
+    steps: int,
+    gamma: float,
+    batch: Any,
+    g_query: float = 1.5,
+    g_tau: float = 7.0,
 ) -> Tensor:
     """LDIS-n's logits (eq. 10) for every query of a context of one row, one after the other: (Q, H, W).
 
-    The query's latent is not scaled, and the null instruction keeps the sample's own mask, as in the released code.
+    `null` is `null_tokens`, which the script computes once. The query's latent is not scaled, and the null instruction
+    keeps the sample's own mask, as in the released code.
     """
     logits = []
     for query, seed in zip(batch["query_image"].split(1), batch["seed"].split(1), strict=True):
         tokens, mask = instruction(networks.encoder, batch["reference_image"], batch["reference_mask"])
-        null = null_tokens(networks.encoder, tokens)
-        tokens, mask = torch.cat([null, null, tokens]), mask.repeat(3, 1)  # e(0,0), e(z_q,0), e(z_q,tau)
+        nothing = null.repeat(1, len(tokens[0]) // len(null[0]), 1)  # (1, K*g*g, D)
+        tokens, mask = torch.cat([nothing, nothing, tokens]), mask.repeat(3, 1)  # e(0,0), e(z_q,0), e(z_q,tau)
         condition = encode(networks.vae, query) / networks.vae.config["scaling_factor"]
         condition = torch.cat([torch.zeros_like(condition), condition, condition])
         latent = normal(seed, "sampling", tuple(condition.shape[1:]))
@@ -101,12 +109,11 @@ def instruction(encoder: PromptEncoder, image: Tensor, mask: Tensor) -> tuple[Te
     return tokens.unflatten(0, (batch, -1)).flatten(1, 2), attended.reshape(batch, -1)
 
 
-def null_tokens(encoder: PromptEncoder, like: Tensor) -> Tensor:
-    """Tokens of an all-zero image with an all-one mask, as often as there are references: (1, K*g*g, D) as `like`."""
+def null_tokens(encoder: PromptEncoder, device: str) -> Tensor:
+    """Tokens of an all-zero image with an all-one mask: (1, g*g, D)."""
     side = encoder.image_size
-    blank = torch.zeros(1, 1, 3, side, side, device=like.device)
-    tokens, _ = instruction(encoder, blank, torch.ones(1, 1, side, side, dtype=torch.uint8, device=like.device))
-    return tokens.repeat(1, like.shape[1] // tokens.shape[1], 1)
+    blank = torch.zeros(1, 1, 3, side, side, device=device)
+    return instruction(encoder, blank, torch.ones(1, 1, side, side, dtype=torch.uint8, device=device))[0]
 
 
 def pseudo_mask(mask: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from ldis_lightning.datamodules.commands import at_least
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ldis_lightning.execution import Execution
     from ldis_lightning.meta_architectures import InContextSegmenter
 
 WARMUP = 2
@@ -38,6 +37,8 @@ def main(args: Sequence[str]) -> int:
     )
     options.add_argument("--steps", type=at_least(1), default=20, metavar="N", help="LDIS-n's steps (default: 20)")
     parsed = options.parse(list(args))
+    from tqdm import tqdm
+
     common = settings(parsed)
     models = (
         ("LDIS-1, 1 query", OneStep(), 1),
@@ -45,7 +46,8 @@ def main(args: Sequence[str]) -> int:
         (f"LDIS-n, {parsed.steps} steps, 1 query", ManySteps(parsed.steps), 1),
     )
     rows = [
-        _raced(label, common, (model, parsed.references, queries), parsed.turns) for label, model, queries in models
+        _raced(label, common, (model, parsed.references, queries), parsed.turns)
+        for label, model, queries in tqdm(models, "rows", leave=False, disable=None)
     ]
     print_rows(f"Inference with {parsed.references} references", common, rows)
     return 0
@@ -69,7 +71,7 @@ class OneStep:
 
         return parts.ldis1(parts.SCALES[common.scale], common.device, **options)
 
-    def baseline(self, networks: Any) -> Callable[[Any], Tensor]:
+    def baseline(self, common: Settings, networks: Any) -> Callable[[Any], Tensor]:
         """From a context with its queries to their logits (Q, H, W)."""
         from ldis_lightning.benchmarks.baseline import ldis1_logits
 
@@ -88,15 +90,17 @@ class ManySteps:
 
         return parts.ldisn(parts.SCALES[common.scale], common.device, self.steps, **options)
 
-    def baseline(self, networks: Any) -> Callable[[Any], Tensor]:
+    def baseline(self, common: Settings, networks: Any) -> Callable[[Any], Tensor]:
         """From a context with its queries to their logits (Q, H, W)."""
         from diffusers import DDPMScheduler
 
         from ldis_lightning.benchmarks import parts
-        from ldis_lightning.benchmarks.baseline import ldisn_logits
+        from ldis_lightning.benchmarks.baseline import ldisn_logits, null_tokens
 
         scheduler = DDPMScheduler(clip_sample=False, **parts.NOISE_SCHEDULE)
-        return partial(ldisn_logits, networks, scheduler=scheduler, steps=self.steps, gamma=parts.GAMMA)
+        with common.autocast():
+            null = null_tokens(networks.encoder, common.device)
+        return partial(ldisn_logits, networks, null, scheduler, self.steps, parts.GAMMA)
 
 
 def baseline_inference(model: OneStep | ManySteps, references: int, queries: int, common: Settings) -> Work:
@@ -105,24 +109,17 @@ def baseline_inference(model: OneStep | ManySteps, references: int, queries: int
 
     module = model.module(common).eval()
     flops = count_flops(module, common, lambda: ours_of(module, _context(common, references, queries)))
-    segment = model.baseline(baseline.Networks.of(module, common.frozen_dtype()))
+    segment = model.baseline(common, baseline.Networks.of(module, common.frozen_dtype()))
     return _inference(common, segment, _context(common, references, queries), flops)
 
 
 def our_inference(model: OneStep | ManySteps, references: int, queries: int, common: Settings) -> Work:
     """Inference with our model, whose references are encoded once."""
-    module = model.module(common, execution=fast(common)).eval()
+    module = model.module(common, execution=common.execution()).eval()
     context = _context(common, references, queries)
     flops = count_flops(module, common, lambda: ours_of(module, context))
     common.set_up(module)
     return _inference(common, partial(ours_of, module), context, flops)
-
-
-def fast(common: Settings) -> Execution:
-    """How our model is carried out."""
-    from ldis_lightning.execution import Execution
-
-    return Execution(common.compile, channels_last=common.device == "cuda", frozen_in_bfloat16=True)
 
 
 def ours_of(module: InContextSegmenter, context: Any) -> Tensor:

@@ -43,9 +43,13 @@ def main(args: Sequence[str]) -> int:
         "--rows", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="ROW", help=f"some of {names}"
     )
     parsed = options.parse(list(args))
+    from tqdm import tqdm
+
     common = settings(parsed)
+    variants = [variant for name, variant in VARIANTS.items() if name in parsed.rows]
     rows = [
-        _raced(common, parsed.batch, variant, parsed.turns) for name, variant in VARIANTS.items() if name in parsed.rows
+        _raced(common, parsed.batch, variant, parsed.turns)
+        for variant in tqdm(variants, "rows", leave=False, disable=None)
     ]
     print_rows(f"Training step of LDIS-1, batch {parsed.batch}", common, rows)
     return 0
@@ -65,11 +69,11 @@ class Variant:
 
     Attributes:
         label: in the table.
-        options: from whether to compile to the arguments of `LDIS1`, and its `optimizer`.
+        options: from the settings to arguments of `LDIS1`, its `optimizer` among them.
     """
 
     label: str
-    options: Callable[[bool], dict[str, Any]]
+    options: Callable[[Settings], dict[str, Any]]
 
 
 def baseline_step(batch: int, common: Settings) -> Work:
@@ -82,14 +86,20 @@ def baseline_step(batch: int, common: Settings) -> Work:
     flops = _flops(module, common)
     networks = baseline.Networks.of(module, common.frozen_dtype())
     optimizer = torch.optim.AdamW(module.unet.parameters(), **OPTIMIZER)
-    return _training(common, batch, partial(baseline.training_loss, networks), optimizer, flops)
+
+    def loss(batch: Any) -> Tensor:
+        value = baseline.training_loss(networks, batch)
+        value.item()  # the script shows it after every step
+        return value
+
+    return _training(common, batch, loss, optimizer, flops)
 
 
-def our_step(batch: int, options: Callable[[bool], dict[str, Any]], common: Settings) -> Work:
+def our_step(batch: int, options: Callable[[Settings], dict[str, Any]], common: Settings) -> Work:
     """Training of our model; `options` as in `Variant`."""
     from ldis_lightning.benchmarks import parts
 
-    module = parts.ldis1(parts.SCALES[common.scale], common.device, **options(common.compile)).train()
+    module = parts.ldis1(parts.SCALES[common.scale], common.device, **options(common)).train()
     flops = _flops(module, common)
     common.set_up(module)
     optimizer = module.optimizer(module.trainable_parameters())
@@ -129,33 +139,28 @@ def _training(
     return Work(turn, None if flops is None else flops * episodes * common.calls)
 
 
-def ours(compile: bool) -> dict[str, Any]:
-    """What costs nothing: frozen weights in bfloat16, a fused optimizer; on a GPU channels last."""
+def ours(common: Settings) -> dict[str, Any]:
+    """What costs no time: see `Settings.execution`; and a fused optimizer."""
     import torch
 
-    from ldis_lightning.execution import Execution
-
-    execution = Execution(compile=compile, frozen_in_bfloat16=True, channels_last=torch.cuda.is_available())
-    return {"execution": execution, "optimizer": partial(torch.optim.AdamW, **OPTIMIZER, fused=True)}
+    return {"execution": common.execution(), "optimizer": partial(torch.optim.AdamW, **OPTIMIZER, fused=True)}
 
 
-def cheap_operations_again(compile: bool) -> dict[str, Any]:
+def cheap_operations_again(common: Settings) -> dict[str, Any]:
     """`ours`, and norms, activations and sums are computed again in the backward."""
     from ldis_lightning.execution import CheapOperations
 
-    options = ours(compile)
-    return options | {"execution": replace(options["execution"], checkpointing=CheapOperations())}
+    return ours(common) | {"execution": replace(common.execution(), checkpointing=CheapOperations())}
 
 
-def every_block_again(compile: bool) -> dict[str, Any]:
+def every_block_again(common: Settings) -> dict[str, Any]:
     """`ours`, and all of every block is computed again in the backward."""
     from ldis_lightning.execution import EveryBlock
 
-    options = ours(compile)
-    return options | {"execution": replace(options["execution"], checkpointing=EveryBlock())}
+    return ours(common) | {"execution": replace(common.execution(), checkpointing=EveryBlock())}
 
 
-def eight_bit_adamw(compile: bool) -> dict[str, Any]:
+def eight_bit_adamw(common: Settings) -> dict[str, Any]:
     """`ours`, and the optimizer's moments have eight bits.
 
     Raises:
@@ -165,14 +170,14 @@ def eight_bit_adamw(compile: bool) -> dict[str, Any]:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError("needs bitsandbytes") from error
-    return ours(compile) | {"optimizer": partial(AdamW8bit, **OPTIMIZER)}
+    return ours(common) | {"optimizer": partial(AdamW8bit, **OPTIMIZER)}
 
 
-def low_rank(compile: bool) -> dict[str, Any]:
+def low_rank(common: Settings) -> dict[str, Any]:
     """`ours`, and only adapters of rank 4 are trained."""
     from ldis_lightning.latent.fine_tuning import LoRA
 
-    return ours(compile) | {"fine_tuning": LoRA(4)}
+    return ours(common) | {"fine_tuning": LoRA(4)}
 
 
 VARIANTS = {

@@ -71,11 +71,15 @@ class Runner:
     """A contender at work in a process of its own."""
 
     def __init__(self, contender: Contender) -> None:
-        # Processes that are forked from one which has imported everything and has done nothing else.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        if (
+            contender.settings.device == "cuda"
+        ):  # the import of some module may touch the driver, which no fork survives
+            context = multiprocessing.get_context("spawn")
+        else:  # forked from a process that has imported everything and has done nothing else
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(PRELOADED)
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, contender), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, contender))  # no daemon: compiling starts processes
         self._process.start()
         theirs.close()
         self.record = Record()
@@ -161,8 +165,8 @@ def serve(connection: Connection, contender: Contender) -> None:
             meter.wait()
             seconds = time.perf_counter() - start
             connection.send(("turn", (seconds, meter.peak())))
-    except EOFError:
-        pass  # the parent has closed the pipe
+    except (EOFError, KeyboardInterrupt):
+        pass  # the parent has closed the pipe, or says itself that it was interrupted
     except UserError as error:
         connection.send(("unfit", str(error)))
     except torch.OutOfMemoryError:

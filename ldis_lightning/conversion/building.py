@@ -46,6 +46,11 @@ def emptied(spec: Spec) -> Spec:
     return spec
 
 
+def settle(spec: Spec, *names: str) -> None:
+    """Set arguments to null, in place, where the model has them."""
+    spec["init_args"].update({name: None for name in names if name in spec["init_args"]})
+
+
 class _Parser(ArgumentParser):
     """Its errors are one short message each, a `UserError`; jsonargparse's own trials are left alone."""
 
@@ -83,7 +88,8 @@ def build(spec: Spec) -> InContextSegmenter:
     parsed = parser.parse_object({"model": spec})
     try:
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
-        return instantiate(parsed).model
+        built: Any = instantiate(parsed)
+        return built.model
     except ValueError as error:
         raise _mistake(error) from error
 

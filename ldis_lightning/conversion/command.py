@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ldis_lightning.conversion.source import Source
     from ldis_lightning.meta_architectures.base import InContextSegmenter
 
-DESCRIPTION = """Write a whole model as a folder: U-Net, autoencoder and prompt encoder in safetensors, with a config that
-names them, so that `ldis test --config FOLDER/config.yaml --config configs/benchmark.yaml` needs nothing else. Adapters
+DESCRIPTION = """Write a whole model as a folder: U-Net, autoencoder and prompt encoder in safetensors, and a config
+for `ldis test --config FOLDER/config.yaml --config configs/benchmark.yaml`, which then needs no other file. Adapters
 (LoRA) are merged. Nothing that a file contains is executed."""
 
 DEFAULT_IMAGE_SIZE = 64
@@ -30,7 +30,7 @@ def main(args: Sequence[str]) -> int:
     """
     options = _parser().parse_args(args)
     out = Path(options.out)
-    from ldis_lightning.conversion.building import read_spec
+    from ldis_lightning.conversion.building import read_spec, settle
     from ldis_lightning.conversion.folder import check_out, write_folder
     from ldis_lightning.conversion.source import read_source
 
@@ -40,9 +40,9 @@ def main(args: Sequence[str]) -> int:
     blocks, image_size = model_blocks(options.src, options.config)
     spec = read_spec(blocks)
     source = read_source(options.src, options.weights)
-    spec["init_args"]["execution"] = None
+    settle(spec, "execution")
     if not source.whole:  # a complete U-Net: there are no adapters
-        spec["init_args"]["fine_tuning"] = None
+        settle(spec, "fine_tuning")
     model = restore(source, spec)
     write_folder(model, spec, image_size, out, options.overwrite)
     _report(source, model, out)

@@ -1,17 +1,20 @@
 """A whole model as a folder: its parts in their libraries' own formats, and a config that names them by `${here}`."""
 
 import json
+import os
+import shutil
 import tempfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from safetensors.torch import save_file
 from torch import nn
 
 from ldis_lightning.config_files import HERE, read_mapping
-from ldis_lightning.conversion.building import Spec, build
+from ldis_lightning.conversion.building import Spec, build, settle
 from ldis_lightning.errors import UserError
 from ldis_lightning.instruction import PromptEncoder, TimmPromptEncoder
 from ldis_lightning.latent import Autoencoder
@@ -72,6 +75,7 @@ def write_folder(model: InContextSegmenter, spec: Spec, image_size: int, out: Pa
     Raises:
         UserError: `out` may not be written, or a part has no format to be written in.
     """
+    out = Path(os.path.abspath(out))
     check_out(out, overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,8 @@ def write_folder(model: InContextSegmenter, spec: Spec, image_size: int, out: Pa
             config = {"model": _write_parts(model, spec, files), "data": {"image_size": image_size}}
             text = yaml.safe_dump(config, sort_keys=False, width=120, allow_unicode=True)
             (files / CONFIG).write_text(HEADER + text, encoding="utf-8")
+            for file in files.rglob("*.safetensors"):  # safetensors leaves its files to their owner alone
+                shutil.copymode(files / CONFIG, file)
             check_out(out, overwrite)
             if out.exists():
                 out.rename(Path(hidden, "replaced"))
@@ -100,7 +106,7 @@ def _write_parts(model: InContextSegmenter, spec: Spec, folder: Path) -> Spec:
     extractor["encoder"] = _write_encoder(model.instruction.encoder, extractor["encoder"], folder / PROMPT_ENCODER)
     if save_scheduler := getattr(getattr(model, "scheduler", None), "save_pretrained", None):
         save_scheduler(folder / SCHEDULER)
-    arguments["fine_tuning"] = arguments["execution"] = None  # of the training that is over
+    settle(spec, "fine_tuning", "execution")  # of the training that is over
     if not arguments["optimizer"]["class_path"].startswith(PLAIN_OPTIMIZER):
         rate = arguments["optimizer"].get("init_args", {}).get("lr")
         arguments["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": rate} if rate else {}}
@@ -122,27 +128,38 @@ def _write_encoder(encoder: PromptEncoder, spec: Spec, folder: Path) -> Spec:
     """A timm transformer with its input for the mask, in the layout of timm's own folders on the hub."""
     _check_plain(encoder, TimmPromptEncoder, ("forward",), "model.instruction.encoder")
     assert isinstance(encoder, TimmPromptEncoder)
-    vit, source = encoder.vit, vars(encoder.vit)["pretrained_cfg"]
-    name = ".".join(filter(None, (source["architecture"], source.get("tag"))))
-    model_args = spec.get("init_args", {}).get("model_args") or {}
+    vit, given = encoder.vit, spec.get("init_args", {})
+    source, model_args = vit.pretrained_cfg, dict(given.get("model_args") or {})
+    statistics = _statistics(encoder)
+    if any(not np.allclose(value, source[key], atol=1e-6) for key, value in statistics.items()):
+        model_args["pretrained_cfg_overlay"] = statistics  # other ones than timm knows of the model
     folder.mkdir()
     _save_tensors(vit, folder / "model.safetensors")
     config = {
         "architecture": source["architecture"],
         "num_classes": 0,
         "num_features": encoder.width,
-        "model_args": {**model_args, "in_chans": vit.patch_embed.proj.in_channels},
-        "pretrained_cfg": {key: source[key] for key in ("tag", "mean", "std") if source.get(key)},
+        "model_args": {
+            **{key: value for key, value in model_args.items() if key != "pretrained_cfg_overlay"},
+            "in_chans": vit.patch_embed.proj.in_channels,
+        },
+        "pretrained_cfg": {"input_size": [3, encoder.image_size, encoder.image_size], **statistics},
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     arguments = {
-        "name": name,
+        "name": given.get("name") or source["architecture"],
         "trainable": encoder.trainable,
         "final_norm": not isinstance(vit.norm, nn.Identity),
         "model_args": model_args or None,
         "weights": f"{HERE}/{PROMPT_ENCODER}/model.safetensors",
     }
     return {"class_path": "ldis_lightning.instruction.TimmPromptEncoder", "init_args": arguments}
+
+
+def _statistics(encoder: TimmPromptEncoder) -> dict[str, list[float]]:
+    """Mean and deviation that the encoder takes from pictures in [0, 1]; it holds them for [-1, 1]."""
+    mean, std = (encoder.mean + 1) / 2, encoder.std / 2
+    return {key: [round(x, 6) for x in value.flatten().tolist()] for key, value in (("mean", mean), ("std", std))}
 
 
 def _check_plain(part: Any, base: type, methods: tuple[str, ...], key: str) -> None:

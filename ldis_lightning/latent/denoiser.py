@@ -79,7 +79,8 @@ class StableDiffusionUNet(Denoiser):
         """See `Denoiser`."""
         channels = {"in_channels": latent_channels, "out_channels": latent_channels}
         projection = {"encoder_hid_dim": token_width, "encoder_hid_dim_type": "text_proj"}
-        return UNet2DConditionModel.from_config({**STABLE_DIFFUSION_UNET.architecture, **channels, **projection})
+        config = {**STABLE_DIFFUSION_UNET.architecture, **channels, **projection}
+        return UNet2DConditionModel.from_config(config)  # pyright: ignore[reportReturnType]
 
 
 class PretrainedUNet(Denoiser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from ldis_lightning.execution import Execution
 from ldis_lightning.instruction import Instruction, InstructionExtractor, ReferenceFusion, compact
 from ldis_lightning.instruction.tokens import stacked, where
 from ldis_lightning.latent import Autoencoder, Denoiser
+from ldis_lightning.latent.constant_tokens import constant_tokens
 from ldis_lightning.latent.fine_tuning import FineTuning
 from ldis_lightning.meta_architectures.base import InContextSegmenter
 from ldis_lightning.optim import LearningRateSchedule
@@ -189,13 +191,15 @@ class LDISn(InContextSegmenter):
         latent = normal(seed, "sampling", (self.autoencoder.latent_channels, *condition.shape[2:]))
         latent = latent * self.scheduler.init_noise_sigma  # pyright: ignore[reportAttributeAccessIssue]
         extra = self._step_arguments(seed)
-        for timestep in self.scheduler.timesteps:  # pyright: ignore[reportAttributeAccessIssue]
-            scaled = self.scheduler.scale_model_input(latent, timestep)  # pyright: ignore[reportAttributeAccessIssue]
-            copies = len(condition) // len(latent)
-            prediction = self.denoise(torch.cat([scaled.repeat(copies, 1, 1, 1), condition], 1), timestep, instruction)
-            if self.guidance.needed:
-                prediction = self.guidance(*prediction.chunk(3))
-            latent = self.scheduler.step(prediction, timestep, latent, **extra).prev_sample  # pyright: ignore
+        copies = len(condition) // len(latent)
+        with nullcontext() if self.execution.compile else constant_tokens(self.unet):
+            for timestep in self.scheduler.timesteps:  # pyright: ignore[reportAttributeAccessIssue]
+                scaled = self.scheduler.scale_model_input(latent, timestep)  # pyright: ignore
+                noisy = torch.cat([scaled.repeat(copies, 1, 1, 1), condition], 1)
+                prediction = self.denoise(noisy, timestep, instruction)
+                if self.guidance.needed:
+                    prediction = self.guidance(*prediction.chunk(3))
+                latent = self.scheduler.step(prediction, timestep, latent, **extra).prev_sample  # pyright: ignore
         return latent
 
     def predict_logits(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch._utils
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 

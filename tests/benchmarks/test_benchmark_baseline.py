@@ -47,7 +47,9 @@ def test_the_baseline_is_guided_inference_of_the_same_model():
     scheduler = DDIMScheduler(clip_sample=False, **parts.NOISE_SCHEDULE)  # DDPM's draws are each one's own
     module, batch = shaken(parts.ldisn(TINY, "cpu", steps=3)).eval(), context()
     module.scheduler = scheduler
-    theirs = baseline.ldisn_logits(baseline.Networks.of(module), batch, scheduler, steps=3, gamma=parts.GAMMA)
+    networks = baseline.Networks.of(module)
+    null = baseline.null_tokens(networks.encoder, "cpu")
+    theirs = baseline.ldisn_logits(networks, null, scheduler, 3, parts.GAMMA, batch)
     scale = theirs.abs().max()  # guidance of a random model makes large numbers
     assert scale > 1e-3
     torch.testing.assert_close(theirs / scale, ours_of(module, batch) / scale, rtol=1e-4, atol=1e-4)

@@ -43,8 +43,8 @@ class Hostile:
 
 def unet(query: bool = False, seed: int = 5) -> UNet2DConditionModel:
     """The authors': diffusers' U-Net with the projection of eq. 1 in it, and for LDIS-n the query's channels."""
-    changes = {"in_channels": LATENT_CHANNELS * (2 if query else 1)}
-    width = {"encoder_hid_dim": ALPHA_CLIP["embed_dim"], "encoder_hid_dim_type": "text_proj"}
+    changes: dict[str, Any] = {"in_channels": LATENT_CHANNELS * (2 if query else 1)}
+    width: dict[str, Any] = {"encoder_hid_dim": ALPHA_CLIP["embed_dim"], "encoder_hid_dim_type": "text_proj"}
     with seeded(seed):
         return UNet2DConditionModel(**(UNET | changes | width)).eval()
 
@@ -65,8 +65,7 @@ def write_deepspeed(path: Path, network: UNet2DConditionModel, **more: Any) -> P
 
 
 def config_block(folder: Path, name: str = "LDIS1", **changes: Any) -> dict[str, Any]:
-    """The `model:` block of a config on Stable Diffusion in `folder`/sd and Alpha-CLIP in `folder`/alpha_clip.pth, which
-    are written if they are missing."""
+    """The `model:` block of a config on `sd/` and `alpha_clip.pth` in `folder`, which are written if missing."""
     if not (folder / "sd").exists():
         write_stable_diffusion(folder / "sd")
         write_alpha_clip(folder / "alpha_clip.pth")

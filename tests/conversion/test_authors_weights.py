@@ -1,6 +1,7 @@
 """The authors' files, at tiny size: what is converted computes what the released parts compute, written out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,7 @@ def test_the_folder_holds_each_part_in_its_librarys_format(converted: Path) -> N
         "prompt_encoder/model.safetensors",
         "config.yaml",
     }
+    assert len({(converted / name).stat().st_mode for name in files}) == 1  # whoever may read one may read all
     text = "".join((converted / name).read_text(encoding="utf-8") for name in files if not name.endswith("safetensors"))
     assert str(converted.parent) not in text  # no part remembers where it came from
     assert type(unet()).from_pretrained(converted / "unet").config["encoder_hid_dim"] == ALPHA_CLIP["embed_dim"]
@@ -91,13 +93,13 @@ def test_ldisn_of_a_safetensors_file_below_a_prefix(tmp_path: Path, capsys: pyte
     assert "a U-Net, below `model.unet.`" in shown and "not used: 1 tensors below `model`" in shown
     model = load_folder(tmp_path / "out")
 
-    vae = AutoencoderKL.from_pretrained(tmp_path / "sd/vae")
-    scheduler = DDIMScheduler.from_pretrained(tmp_path / "out/scheduler")
+    vae: Any = AutoencoderKL.from_pretrained(tmp_path / "sd/vae")
+    scheduler: Any = DDIMScheduler.from_pretrained(tmp_path / "out/scheduler")
     assert scheduler.config["beta_end"] == STABLE_DIFFUSION["beta_end"]
     mask, blank = reference_mask(), torch.ones(1, 16, 16)
     tokens = attended(clip_tokens(REFERENCE, mask), mask)
     null = attended(clip_tokens(torch.zeros_like(REFERENCE), blank), mask)  # the sample's own attention mask is kept
-    condition = vae.encode(QUERY).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
+    condition = vae.encode(QUERY).latent_dist.mode()
     scheduler.set_timesteps(2)
     latent = normal(SEED, "sampling", (4, 4, 4))
     for t in scheduler.timesteps:
@@ -106,8 +108,8 @@ def test_ldisn_of_a_safetensors_file_below_a_prefix(tmp_path: Path, capsys: pyte
             network(x, t, c).sample for x, c in ((without, null), (with_query, null), (with_query, tokens))
         )
         guided = neither + 1.5 * (query - neither) + 7 * (both - query)
-        latent = scheduler.step(guided, t, latent).prev_sample  # pyright: ignore[reportAttributeAccessIssue]
-    picture = vae.decode(latent / 0.18215).sample  # pyright: ignore[reportAttributeAccessIssue]
+        latent = scheduler.step(guided, t, latent).prev_sample
+    picture = vae.decode(latent / 0.18215).sample
     expected = picture[:, 1] - picture[:, 0]
     torch.testing.assert_close(
         model.predict_logits(QUERY, instruction_of(model), SEED), expected, rtol=1e-5, atol=1e-5 * float(expected.std())

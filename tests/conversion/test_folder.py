@@ -1,5 +1,6 @@
 """Writing a folder: all of it or nothing, and never over something else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,18 @@ def test_the_folders_config_asks_for_nothing_of_the_training(model: tuple[Any, d
     assert arguments["optimizer"] == {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.25}}
     assert arguments["execution"] is None and arguments["fine_tuning"] is None
     assert spec["init_args"]["execution"] == {"compile": True}  # the caller's own is left alone
+
+
+def test_the_encoders_own_statistics_of_pictures(model: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
+    segmenter, spec = model
+    encoder = segmenter.instruction.encoder
+    encoder.mean.fill_(0.25)
+    write_folder(segmenter, spec, 32, tmp_path / "out")
+    found = load_folder(tmp_path / "out").instruction.encoder
+    torch.testing.assert_close(found.mean, torch.full((3, 1, 1), 0.25))
+    torch.testing.assert_close(found.std, encoder.std)
+    config = json.loads((tmp_path / "out/prompt_encoder/config.json").read_text())
+    assert config["pretrained_cfg"]["mean"] == [0.625] * 3  # of pictures in [0, 1]
 
 
 class Doubled(TimmPromptEncoder):

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,8 +6,10 @@ import timm
 import tiny
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ldis_lightning.checkpoints import is_from_files
 from ldis_lightning.errors import UserError
 from ldis_lightning.instruction import TimmPromptEncoder
 from ldis_lightning.instruction.pre_masks import Prompt
@@ -156,3 +159,102 @@ def test_a_model_without_patches_is_refused() -> None:
 def test_a_grid_that_is_not_square_is_refused() -> None:
     with pytest.raises(UserError, match=r"\(4, 2\), not square"):
         tiny.prompt_encoder(img_size=(16, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "expected"),
+    [
+        ("vit_base_patch32_clip_quickgelu_224.openai", {}, (224, 7, 768)),
+        ("vit_small_patch14_dinov2.lvd142m", {"img_size": 224}, (224, 16, 384)),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 112}, (112, 8, 384)),
+        ("vit_small_patch16_dinov3.lvd1689m", {}, (256, 16, 384)),
+        ("vit_base_patch16_siglip_224.v2_webli", {}, (224, 14, 768)),
+        ("eva02_tiny_patch14_224.mim_in22k", {}, (224, 16, 192)),
+        ("beit_base_patch16_224.in22k_ft_in22k", {}, (224, 14, 768)),
+        ("deit3_small_patch16_224.fb_in1k", {}, (224, 14, 384)),
+    ],
+)
+def test_any_vision_transformer_of_timm(name: str, sizes: dict, expected: tuple[int, int, int], tmp_path: Path) -> None:
+    """Its own features of the picture, without the tokens in front of the grid; every weight of it takes part."""
+    if not timm.is_model(name):
+        pytest.skip(f"this timm is older than {name}")
+    model_args = {"depth": 1, **sizes}
+    with tiny.seeded():
+        plain: Any = timm.create_model(name, num_classes=0, **model_args).eval()
+    save_file({key: tensor.contiguous() for key, tensor in plain.state_dict().items()}, tmp_path / "vit.safetensors")
+    encoder = TimmPromptEncoder(name, model_args=model_args, weights=str(tmp_path / "vit.safetensors")).eval()
+    assert (encoder.image_size, encoder.grid, encoder.width) == expected
+    size = encoder.image_size
+    given = Prompt(tiny.pictures(1, 3, size, size), torch.ones(1, 1, size, size), torch.ones(1, size, size))
+    mean, std = (torch.tensor(plain.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        features = plain.forward_features(((given.image + 1) / 2 - mean) / std)
+    tokens = encoder(given)
+    torch.testing.assert_close(tokens, features[:, plain.num_prefix_tokens :], rtol=1e-4, atol=1e-4)
+    (tokens * tiny.pictures(*tokens.shape, seed=1)).sum().backward()
+    assert not [key for key, weight in encoder.named_parameters() if weight.grad is None]
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "samvit_base_patch16"])
+def test_a_model_without_a_token_for_each_patch_is_refused(name: str) -> None:
+    message = rf"name: '{name}' gives \(.*\), not a token for each of its patches"
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        TimmPromptEncoder(name)
+
+
+def test_weights_with_four_channels_come_back(tmp_path: Path) -> None:
+    original = tiny.prompt_encoder()
+    torch.save({"state_dict": original.vit.state_dict()}, tmp_path / "vit.pth")
+    again = TimmPromptEncoder(model_args=SIZES, weights=str(tmp_path / "vit.pth"), trainable=False)
+    assert torch.equal(again(prompt()), original(prompt()))
+    assert is_from_files(again)
+    assert not is_from_files(original)
+    assert not is_from_files(TimmPromptEncoder(model_args=SIZES, weights=str(tmp_path / "vit.pth")))  # it trains
+
+
+def test_heads_in_the_file_are_left_out(tmp_path: Path) -> None:
+    with tiny.seeded():
+        vit = timm.create_model("vit_tiny_patch16_224", num_classes=7, **SIZES)
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    encoder = TimmPromptEncoder(model_args=SIZES, weights=str(tmp_path / "vit.safetensors"), final_norm=False)
+    found = encoder.vit.state_dict()
+    assert not [name for name in found if name.startswith(("head", "norm."))]
+    assert torch.equal(
+        found["blocks.0.mlp.fc1.weight"], load_file(tmp_path / "vit.safetensors")["blocks.0.mlp.fc1.weight"]
+    )
+
+
+def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
+    save_file(plain_vit().state_dict(), tmp_path / "vit.safetensors")
+    with pytest.raises(
+        UserError, match=r"encoder\.weights: .*has other shapes: pos_embed \(1, 17, 8\) instead of \(1, 65, 8\)"
+    ):
+        TimmPromptEncoder(model_args={**SIZES, "img_size": 32}, weights=str(tmp_path / "vit.safetensors"))
+    with pytest.raises(UserError, match=r"encoder\.weights: .*nothing\.pth: there is no such file"):
+        TimmPromptEncoder(model_args=SIZES, weights=str(tmp_path / "nothing.pth"))
+
+
+def test_one_source_of_weights() -> None:
+    with pytest.raises(UserError, match=r"weights and pretrained: true name two sources"):
+        TimmPromptEncoder(pretrained=True, weights="vit.pth")
+
+
+def test_pretrained_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no network\nand a page of advice")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    message = (
+        r"cannot load the pretrained weights of 'vit_tiny_patch16_224' \(no network\)\. .*encoder\.weights instead"
+    )
+    with pytest.raises(UserError, match=message):
+        TimmPromptEncoder(pretrained=True)
+
+
+def test_on_the_meta_device_nothing_is_loaded() -> None:
+    with torch.device("meta"):
+        encoder = TimmPromptEncoder("vit_large_patch14_clip_224.openai", pretrained=True, trainable=False)
+        other = TimmPromptEncoder(model_args=SIZES, weights="nothing.pth", trainable=False)
+    assert (encoder.width, encoder.grid, other.width) == (1024, 16, 8)
+    assert is_from_files(encoder) and is_from_files(other)
+    assert all(weight.is_meta for weight in encoder.parameters())
