@@ -46,20 +46,21 @@ def main(args: Sequence[str]) -> int:
         (f"LDIS-n, {parsed.steps} steps, 1 query", ManySteps(parsed.steps), 1),
     )
     rows = [
-        _raced(label, common, (model, parsed.references, queries), parsed.turns)
+        _raced(label, common, (model, parsed.references, queries), parsed.turns, parsed.alone)
         for label, model, queries in tqdm(models, "rows", leave=False, disable=None)
     ]
     print_rows(f"Inference with {parsed.references} references", common, rows)
     return 0
 
 
-def _raced(label: str, common: Settings, work: tuple[OneStep | ManySteps, int, int], turns: int) -> Row:
+def _raced(label: str, common: Settings, work: tuple[OneStep | ManySteps, int, int], turns: int, alone: bool) -> Row:
     """`work`: the model, the number of references and that of queries."""
     builds = (partial(baseline_inference, *work), partial(our_inference, *work))
     try:
-        return Row(label, *race([Contender(common, build) for build in builds], turns, WARMUP), pictures=work[2])
+        records = race([Contender(common, build) for build in builds], turns, WARMUP, alone)
     except Unfit as unfit:
         return Row(label, note=str(unfit))
+    return Row(label, *records, pictures=work[2])
 
 
 class OneStep:

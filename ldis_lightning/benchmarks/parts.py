@@ -73,7 +73,7 @@ class StableDiffusionLayout(Denoiser):
             encoder_hid_dim_type="text_proj",
             **self.config,
         )
-        unet.new_layers = {"encoder_hid_proj"}  # pyright: ignore[reportAttributeAccessIssue]
+        unet.new_layers = {"encoder_hid_proj"}  # pyright: ignore[reportArgumentType]
         return from_files(unet)
 
 

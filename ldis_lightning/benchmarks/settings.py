@@ -76,6 +76,9 @@ def parser(program: str, description: str) -> Parser:
     made.add_argument("--compile", action="store_true", help="compile ours; takes minutes, on a CPU many")
     made.add_argument("--turns", type=at_least(1), default=5, metavar="N", help="turns of each contender (default: 5)")
     made.add_argument("--calls", type=at_least(1), metavar="N", help="of the work, a turn (default: 1; GPU: 10)")
+    made.add_argument(
+        "--alone", action="store_true", help="baseline and ours one after the other: each has the GPU's whole memory"
+    )
     return made
 
 

@@ -48,19 +48,20 @@ def main(args: Sequence[str]) -> int:
     common = settings(parsed)
     variants = [variant for name, variant in VARIANTS.items() if name in parsed.rows]
     rows = [
-        _raced(common, parsed.batch, variant, parsed.turns)
+        _raced(common, parsed.batch, variant, parsed.turns, parsed.alone)
         for variant in tqdm(variants, "rows", leave=False, disable=None)
     ]
     print_rows(f"Training step of LDIS-1, batch {parsed.batch}", common, rows)
     return 0
 
 
-def _raced(common: Settings, batch: int, variant: Variant, turns: int) -> Row:
+def _raced(common: Settings, batch: int, variant: Variant, turns: int, alone: bool) -> Row:
     try:
         builds = (partial(baseline_step, batch), partial(our_step, batch, variant.options))
-        return Row(variant.label, *race([Contender(common, build) for build in builds], turns, BATCHES), pictures=batch)
+        records = race([Contender(common, build) for build in builds], turns, BATCHES, alone)
     except Unfit as unfit:
         return Row(variant.label, note=str(unfit))
+    return Row(variant.label, *records, pictures=batch)
 
 
 @dataclass(frozen=True)

@@ -122,13 +122,14 @@ class Runner:
         return content
 
 
-def race(contenders: Sequence[Contender], turns: int, warmup: int) -> list[Record]:
+def race(contenders: Sequence[Contender], turns: int, warmup: int, alone: bool = False) -> list[Record]:
     """Run contenders by turns, each in its own process.
 
     Args:
         contenders: all of them are alive at once.
         turns: counted turns of each.
         warmup: turns of each before these.
+        alone: let each finish before the next is built, so that it has the device's whole memory.
 
     Returns:
         For each, its record.
@@ -136,6 +137,8 @@ def race(contenders: Sequence[Contender], turns: int, warmup: int) -> list[Recor
     Raises:
         Unfit: one of them cannot run here.
     """
+    if alone:
+        return [race([contender], turns, warmup)[0] for contender in contenders]
     with ExitStack() as stack:
         runners = [stack.enter_context(Runner(contender)) for contender in contenders]
         for runner in runners:

@@ -72,7 +72,7 @@ def test_inference_encodes_references_anew_in_the_baseline_alone(build, model, m
 
 
 def test_a_row_that_cannot_run_says_why(monkeypatch, capsys):
-    def race(contenders, turns, warmup):
+    def race(contenders, turns, warmup, alone):
         if "low_rank" in str(contenders[1].build):
             raise Unfit("out of memory")
         return [Record([2.0, 4.0, 9.0], 1000_000_000), Record([2.0, 1.0, 8.0], 800_000_000)]

@@ -75,6 +75,34 @@ def test_a_bug_in_a_contender_keeps_its_traceback():
     assert runner.record == Record()
 
 
+@pytest.mark.parametrize(
+    ("alone", "events"), [(False, "A+ B+ A B A B B- A-"), (True, "A+ A A A- B+ B B B-")], ids=["by turns", "alone"]
+)
+def test_who_is_alive_while_another_runs(alone, events, monkeypatch):
+    seen = []
+
+    class Recorder:
+        def __init__(self, contender):
+            self.name, self.record = contender.build, Record()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            seen.append(f"{self.name}-")
+
+        def ready(self):
+            seen.append(f"{self.name}+")
+
+        def turn(self, number, counted):
+            assert counted == (number >= 1)
+            seen.append(self.name)
+
+    monkeypatch.setattr(turns, "Runner", Recorder)
+    race([Contender(HERE, name) for name in "AB"], turns=1, warmup=1, alone=alone)
+    assert " ".join(seen) == events
+
+
 def test_resident_memory_is_read_in_bytes():
     now, highest = turns.resident("VmRSS"), turns.resident("VmHWM")
     assert 10 * MEGABYTE < now <= highest < 1 << 40

@@ -85,7 +85,7 @@ def test_a_hostile_file_of_the_old_format_is_refused(tmp_path: Path) -> None:
     torch.save({"config": Touches(target)}, tmp_path / "hostile.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match=r"is no file of weights, or one of torch before 1\.6"):
         read_state(tmp_path / "hostile.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Touches(target)))
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Touches(target), protocol=2))
     with pytest.raises(UserError, match="is no file of weights"):
         read_state(tmp_path / "plain.pt")
     assert not target.exists()
