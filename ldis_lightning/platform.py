@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ FSDP_CONFIG = "`--config configs/cluster/fsdp.yaml`"
 DDP_CONFIG = "`--config configs/cluster/ddp.yaml`"
 CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
 """What Lightning takes for `ckpt_path` beside a path."""
+
+
+LONG = 250
+"""Characters of a message that is cut."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,12 @@ def check(config: Namespace) -> None:
 
 
 def explain_trainer(error: BaseException) -> str:
-    """The first line of what the Trainer says; for a missing accelerator, what to do about it."""
+    """What the Trainer says, or its first line where that is long; for a missing accelerator, what to do about it."""
     text = str(error).strip() or type(error).__name__
     if "gpu backend" in text or "can not run on your system" in text:
         return "the accelerator asked for is not available on this machine; use `--trainer.accelerator auto` (or `cpu`)"
-    return text.splitlines()[0]
+    in_one_line = " ".join(text.split())
+    return in_one_line if len(in_one_line) <= LONG else text.splitlines()[0]
 
 
 def check_checkpoint(path: Path) -> None:
@@ -133,6 +139,15 @@ def _averages_of_shards(run: Run) -> str | None:
     return None
 
 
+def _eight_bits_of_shards(run: Run) -> str | None:
+    """Its kernels do not take sharded tensors."""
+    if issubclass(run.strategy, FullySharded) and any(
+        one.__module__.startswith("bitsandbytes.") for one in run.classes()
+    ):
+        return f"model.optimizer: bitsandbytes cannot update a sharded model; use torch.optim.AdamW, or {DDP_CONFIG}"
+    return None
+
+
 def _models_that_do_not_shard(run: Run) -> str | None:
     model = _class(run.config.model)
     shards = getattr(model, "configure_model", None) is not LightningModule.configure_model
@@ -170,6 +185,7 @@ BEFORE_TRIAL: tuple[Rule, ...] = (
     _unknown_strategy,
     _sharding_of_others,
     _averages_of_shards,
+    _eight_bits_of_shards,
     _models_that_do_not_shard,
     _missing_packages,
     _checkpoint,
@@ -274,7 +290,8 @@ def _class(option: Any) -> type | None:
     if not path:
         return None
     module, _, name = path.rpartition(".")
-    return getattr(__import__(module, fromlist=[name]), name)
+    found = getattr(import_module(module), name)
+    return found if isinstance(found, type) else None
 
 
 def _classes(option: Any) -> Iterator[type]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from functools import cache
 from io import StringIO
+from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -232,8 +233,8 @@ def digest(*values: Any) -> str:
 def drawn(whole: Config) -> str:
     """What the first two training batches hold, as the model gets them."""
     data = data_of(whole, "fit")
-    batches = iter(data.train_dataloader())
-    return digest([data.to_model_range(next(batches), training=True) for _ in range(2)])
+    batches: Any = data.train_dataloader()
+    return digest([data.to_model_range(batch, training=True) for batch in islice(batches, 2)])
 
 
 def processes(whole: Config) -> int:
@@ -363,13 +364,12 @@ class Recorder(Callback):
     seen: dict[str, list[Any]]
 
     def __init__(self) -> None:
-        type(self).seen = {name: [] for name in ("sanity", "validations", "val", "test", "losses", "norms", "logged")}
+        type(self).seen = {name: [] for name in ("sanity", "validations", "val", "test", "losses", "norms")}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         gradients = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
         self.seen["norms"].append(float(torch.stack(gradients).norm()))  # as the optimizer got them
         self.seen["losses"].append(float(outputs["loss"]))
-        self.seen["logged"].append("train/loss" in trainer.logged_metrics)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         self.seen["sanity" if trainer.sanity_checking else "val"].append(trainer.global_step)
@@ -385,7 +385,8 @@ def run(observation: str) -> Observer:
     """An observer of a fit.
 
     Args:
-        observation: what of it: `steps`, `metrics`, `logs`, `files`, `callbacks`, `averaged`, or a name in `Recorder.seen`.
+        observation: what of it: a name in `Recorder.seen`, or `steps`, `metrics`, `logs`, `files`, `callbacks`,
+            `logged`, `averaged`.
     """
 
     def observe(whole: Config) -> Any:
@@ -409,6 +410,7 @@ def _fitted(whole: Config) -> dict[str, Any]:
         "files": sorted(name for name in files if "tfevents" not in name),
         "logs": sorted({Path(name).parent.as_posix() for name in files if "tfevents" in name}),
         "callbacks": [type(callback).__name__ for callback in cli.trainer.callbacks],  # pyright: ignore
+        "logged": [path.read_text(encoding="utf-8").count("\n") for path in folder.rglob("metrics.csv")],
         "averaged": digest(list(cli.model.parameters())),  # what the Trainer leaves in the model
     }
 

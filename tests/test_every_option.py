@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from option_effects import (
+    WORLD,
     Config,
     Observer,
     Refused,
@@ -101,7 +102,7 @@ def configs_read(whole: Config) -> list[str]:
 
 
 BATCH = {"shards": "{world}/synthetic/images/train"}
-CLIPS = {"shards": "{world}/synthetic/clips/train"}
+CLIPS = {"shards": "{world}/synthetic/clips/train", "pairing": "WithinClip"}
 NOVEL = "{world}/synthetic/images/novel"
 NOVEL_CLIPS = "{world}/synthetic/clips/novel"
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -195,7 +196,9 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "trainer.gradient_clip_val": running("norms", "trainer.gradient_clip_val", None, 1e-3),
     "trainer.limit_test_batches": running("test", "trainer.limit_test_batches", 1, 2, TEST),
     "trainer.limit_val_batches": running("val", "trainer.limit_val_batches", 1, 2),
-    "trainer.log_every_n_steps": running("logged", "trainer.log_every_n_steps", 1, 2),
+    "trainer.log_every_n_steps": running(
+        "logged", "trainer.log_every_n_steps", 1, 2, {"trainer.logger": component("CSVLogger", save_dir="runs")}
+    ),
     "trainer.logger": running("logs", "trainer.logger", False, component("TensorBoardLogger", save_dir="runs")),
     "trainer.max_steps": running("steps", "trainer.max_steps", 1, 2, {"trainer.val_check_interval": 1}),
     "trainer.num_nodes": Elsewhere("test_two_nodes.py", "num_nodes"),
@@ -218,11 +221,13 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "sweep.seeds": Effect(runs_of_sweep, "sweep.seeds", ([0], [0, 1]), GRID),
     "sweep.metric": Effect(columns_of_sweep, "sweep.metric", ("test/novel/miou", "test/seen/miou"), GRID),
     # ---- Training data
-    "data.prepare": Effect(prepared, "data.prepare", (None, component("SyntheticWorld", root="a", train_images=1))),
-    "SyntheticWorld.root": Effect(prepared, "data.prepare.root", ("a", "b"), {"data.prepare": "SyntheticWorld"}),
+    "data.prepare": Effect(prepared, "data.prepare", (None, component("SyntheticWorld", root="a", **WORLD))),
+    "SyntheticWorld.root": Effect(prepared, "data.prepare", tuple(two("SyntheticWorld", "root", "a", "b", **WORLD))),
     "data.train.shards": drawing("train.shards", BATCH["shards"], CLIPS["shards"]),
-    "data.train.min_pixels": drawing("train.min_pixels", 1, 600),
-    "data.train.pairing": drawing("train.pairing", "WithinClip", "AcrossImages", {"data.train": CLIPS}),
+    "data.train.min_pixels": drawing("train.min_pixels", 1, 200),
+    "data.train.pairing": drawing(
+        "train.pairing", "WithinClip", "AcrossImages", {"data.train": {"shards": CLIPS["shards"]}}
+    ),
     "data.train.weight": mixing({"weight": 1.0}, {"weight": 9.0}),
     "data.mixing": drawing("mixing", "PerSample", "PerDataset", base="mixture"),
     "data.image_size": drawing("image_size", 64, 32),
@@ -340,7 +345,7 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "AdamW8bit.betas": optimizing_in_8_bits("betas", [0.9, 0.999], [0.5, 0.6]),
     "AdamW8bit.eps": optimizing_in_8_bits("eps", 1e-8, 1e-1),
     "AdamW8bit.weight_decay": optimizing_in_8_bits("weight_decay", 0.0, 0.5),
-    "model.schedule": learning("schedule", component("WarmupConstant", warmup_steps=1), "OneCycle"),
+    "model.schedule": learning("schedule", component("WarmupConstant", warmup_steps=9), "OneCycle"),
     "WarmupConstant.warmup_steps": learning(
         "schedule.warmup_steps", 1, 9, {"model.schedule": component("WarmupConstant")}
     ),

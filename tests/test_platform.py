@@ -72,6 +72,10 @@ REFUSED = {
         [*FSDP, "--trainer.callbacks+", "lightning.pytorch.callbacks.WeightAveraging"],
         "averages of weights (EMA) cannot be kept of a sharded model; use `--config configs/cluster/ddp.yaml`",
     ),
+    "8 bits of shards": (
+        [*FSDP, "--model.optimizer", "bitsandbytes.optim.AdamW8bit"],
+        "bitsandbytes cannot update a sharded model; use torch.optim.AdamW, or `--config configs/cluster/ddp.yaml`",
+    ),
     "unknown strategy": (["--trainer.strategy", "dpp"], "there is no strategy `dpp`; did you mean `ddp`?"),
     "no devices": (["--trainer.accelerator", "cpu", "--trainer.devices", "0"], "`Trainer(devices='0')` value is not a"),
     "float16 shards": ([*FSDP, "--trainer.precision", "16-mixed"], "does not support"),
@@ -200,7 +204,8 @@ def test_a_sharded_checkpoint_needs_its_strategy(tmp_path: Path) -> None:
     checked([*FSDP, "--ckpt_path", str(tmp_path)])
 
 
-def test_checkpoints_are_loaded_as_plain_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_loaded_as_plain_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     given: dict[str, Any] = {}
 
     @wraps(Trainer.fit)  # the command line reads its parameters

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_the_peak_of_a_device_is_found_by_its_name(name, peak):
 
 
 def test_operations_are_counted_and_leave_no_gradients(monkeypatch):
-    linear = torch.nn.Linear(8, 16, bias=False)
+    linear: Any = torch.nn.Linear(8, 16, bias=False)
     assert flops.count(lambda: linear(torch.ones(4, 8))) == 2 * 4 * 8 * 16
     computation = lambda: linear(torch.ones(4, 8)).sum().backward()  # noqa: E731
     assert count_flops(linear, TINY, computation) is None and linear.weight.grad is None

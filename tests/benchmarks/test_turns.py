@@ -1,5 +1,6 @@
 import os
 import time
+from typing import Any
 
 import pytest
 
@@ -99,7 +100,8 @@ def test_who_is_alive_while_another_runs(alone, events, monkeypatch):
             seen.append(self.name)
 
     monkeypatch.setattr(turns, "Runner", Recorder)
-    race([Contender(HERE, name) for name in "AB"], turns=1, warmup=1, alone=alone)
+    names: Any = ("A", "B")
+    race([Contender(HERE, name) for name in names], turns=1, warmup=1, alone=alone)
     assert " ".join(seen) == events
 
 

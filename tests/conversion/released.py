@@ -19,7 +19,8 @@ from stable_diffusion import (
 from tiny import STABLE_DIFFUSION, seeded
 from torch import Tensor
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+AS_THEY_ARE = {"pretrained_cfg_overlay": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+"""The released code gives Alpha-CLIP its pictures in [-1, 1], without CLIP's own mean and deviation."""
 GRID = ALPHA_CLIP["img_size"] // ALPHA_CLIP["patch_size"]
 SCHEDULER = {
     "class_path": "diffusers.DDIMScheduler",
@@ -69,7 +70,7 @@ def config_block(folder: Path, name: str = "LDIS1", **changes: Any) -> dict[str,
     if not (folder / "sd").exists():
         write_stable_diffusion(folder / "sd")
         write_alpha_clip(folder / "alpha_clip.pth")
-    encoder = {"weights": str(folder / "alpha_clip.pth"), "model_args": ALPHA_CLIP}
+    encoder = {"weights": str(folder / "alpha_clip.pth"), "model_args": ALPHA_CLIP | AS_THEY_ARE}
     sd = {"path": str(folder / "sd")}
     instruction = {
         "encoder": {"class_path": "AlphaCLIPPromptEncoder", "init_args": encoder},
@@ -102,8 +103,7 @@ def clip_tokens(image: Tensor, mask: Tensor) -> Tensor:
     """Alpha-CLIP's visual tower, written out: (N, 3, S, S) in [-1, 1] and (N, S, S) in {0, 1} -> (N, g*g, C)."""
     state = alpha_clip_state()
     width, heads, patch = ALPHA_CLIP["embed_dim"], ALPHA_CLIP["num_heads"], ALPHA_CLIP["patch_size"]
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (CLIP_MEAN, CLIP_STD))
-    x = F.conv2d(((image + 1) / 2 - mean) / std, state["conv1.weight"], stride=patch)
+    x = F.conv2d(image, state["conv1.weight"], stride=patch)
     x = x + F.conv2d(((mask - 0.5) / 0.26)[:, None], state["conv1_alpha.weight"], stride=patch)
     x = x.flatten(2).transpose(1, 2)  # (N, g*g, C)
     x = torch.cat([state["class_embedding"].expand(len(x), 1, -1), x], 1) + state["positional_embedding"]

@@ -61,10 +61,11 @@ def test_a_converted_run_scores_as_its_checkpoint(
     moved = out.rename(tmp_path / "elsewhere")
     sets = {"novel": {"shards": "data/synthetic/images/novel", "min_pixels": 32}}
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "test"), "name": "test"}}
-    trainer = {"accelerator": "cpu", "callbacks": [{"class_path": "ResultTable"}], "logger": logger}
-    trainer |= {"limit_test_batches": 2}
+    callbacks = [{"class_path": "ResultTable"}, {"class_path": "ResultRows"}]
+    trainer = {"accelerator": "cpu", "callbacks": callbacks, "logger": logger, "limit_test_batches": 2}
     data = {"evaluation": sets, "eval_batch_size": 2}
     alone = write_config(tmp_path / "sets.yaml", {"trainer": trainer, "data": data})
     assert main(["test", "--config", str(moved / "config.yaml"), "--config", alone]) == 0
+    assert list((tmp_path / "test").rglob("results.jsonl"))
     found, expected = read_results(tmp_path / "test"), read_results(tmp_path / "runs")
     assert found["test/novel/miou"] == pytest.approx(expected["test/novel/miou"])
