@@ -55,8 +55,10 @@ def small(command: list[str], workspace: Path) -> list[str]:
     """The same command on as little as possible."""
     if command[:2] == ["data", "pack"] and command[2] != "clips":
         return [*command, "--allow_partial"]
-    if command[0] in ("data", "results"):
+    if command[0] in ("data", "results", "convert") or command[:2] == ["bench", "pack"]:
         return command
+    if command[0] == "bench":
+        return [*command, "--scale", "tiny", "--turns", "1"]
     options = tiny(workspace)
     if any(name.startswith("configs/data/") for name in command):
         options += ["--data.prepare", "null"]
@@ -90,6 +92,8 @@ def test_documented_commands_run(page: str, workspace: Path) -> None:
             write_benchmark_trees(workspace)
         if "--ckpt_path" in command:
             provide_checkpoint(workspace / command[command.index("--ckpt_path") + 1], workspace)
+        if command[0] == "convert" and command[1].endswith(".ckpt"):
+            provide_checkpoint(workspace / command[1], workspace)
         if command[:2] == ["data", "synth"]:
             shutil.rmtree(workspace / "data/synthetic")
             command += ["--train_images", "24", "--test_images", "12", "--train_clips", "2", "--test_clips", "2"]

@@ -40,6 +40,7 @@ class AlphaCLIPPromptEncoder(TimmPromptEncoder):
         name: the timm model that the file fits: `vit_base_patch16_clip_quickgelu_224` for the files of ViT-B/16,
             `vit_large_patch14_clip_quickgelu_336` for those at 336.
         trainable: False freezes the encoder, as the paper does.
+        standardise: give it pictures as CLIP was trained with them. The released code of LDIS does not: False.
         model_args: sizes other than the model's own, see `TimmPromptEncoder`. The released files have the model's own,
             and are then checked by their hash.
 
@@ -52,11 +53,19 @@ class AlphaCLIPPromptEncoder(TimmPromptEncoder):
         weights: str,
         name: str = "vit_large_patch14_clip_quickgelu_224",
         trainable: bool = False,
+        standardise: bool = True,
         model_args: dict[str, Any] | None = None,
     ) -> None:
         if not on_meta():
             _check_file(Path(weights).expanduser(), as_released=not model_args)
-        super().__init__(name, trainable=trainable, final_norm=False, model_args=model_args, weights=weights)
+        super().__init__(
+            name,
+            trainable=trainable,
+            final_norm=False,
+            model_args=model_args,
+            weights=weights,
+            standardise=standardise,
+        )
 
     def in_timm_format(self, state: dict[str, Any], where: str) -> dict[str, Any]:
         """See `TimmPromptEncoder`."""

@@ -62,6 +62,8 @@ class TimmPromptEncoder(PromptEncoder):
         final_norm: apply the transformer's last layer norm to the tokens.
         model_args: further arguments of `timm.create_model`, e.g. `img_size`, `patch_size`, `embed_dim`, `depth`.
         weights: a file in timm's own format with three input channels or four, instead of `pretrained`.
+        standardise: pictures are given as the transformer's own training gave them, less their mean and divided by
+            their deviation; False gives them in [-1, 1] as they are.
 
     Raises:
         UserError: timm has no such model or cannot get its weights, the file does not fit, or the model has no patch
@@ -80,6 +82,7 @@ class TimmPromptEncoder(PromptEncoder):
         final_norm: bool = True,
         model_args: dict[str, Any] | None = None,
         weights: str | None = None,
+        standardise: bool = True,
     ) -> None:
         super().__init__()
         if pretrained and weights is not None:
@@ -91,7 +94,7 @@ class TimmPromptEncoder(PromptEncoder):
         unused = _leave_out(self.vit, ("attn_pool", "fc_norm", *([] if final_norm else ["norm"])))
         if weights is not None and not on_meta():
             self._load(Path(weights).expanduser(), unused)
-        statistics = resolve_model_data_config(self.vit)
+        statistics = resolve_model_data_config(self.vit) if standardise else {"mean": [0.5] * 3, "std": [0.5] * 3}
         # The input comes in [-1, 1]; timm's statistics are for [0, 1].
         self.register_buffer("mean", torch.tensor(statistics["mean"]).view(3, 1, 1) * 2 - 1, persistent=False)
         self.register_buffer("std", torch.tensor(statistics["std"]).view(3, 1, 1) * 2, persistent=False)

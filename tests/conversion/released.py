@@ -19,8 +19,6 @@ from stable_diffusion import (
 from tiny import STABLE_DIFFUSION, seeded
 from torch import Tensor
 
-AS_THEY_ARE = {"pretrained_cfg_overlay": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-"""The released code gives Alpha-CLIP its pictures in [-1, 1], without CLIP's own mean and deviation."""
 GRID = ALPHA_CLIP["img_size"] // ALPHA_CLIP["patch_size"]
 SCHEDULER = {
     "class_path": "diffusers.DDIMScheduler",
@@ -70,7 +68,8 @@ def config_block(folder: Path, name: str = "LDIS1", **changes: Any) -> dict[str,
     if not (folder / "sd").exists():
         write_stable_diffusion(folder / "sd")
         write_alpha_clip(folder / "alpha_clip.pth")
-    encoder = {"weights": str(folder / "alpha_clip.pth"), "model_args": ALPHA_CLIP | AS_THEY_ARE}
+    encoder = {"weights": str(folder / "alpha_clip.pth"), "model_args": ALPHA_CLIP}
+    encoder["standardise"] = False  # the released code gives Alpha-CLIP its pictures in [-1, 1] as they are
     sd = {"path": str(folder / "sd")}
     instruction = {
         "encoder": {"class_path": "AlphaCLIPPromptEncoder", "init_args": encoder},
