@@ -22,7 +22,7 @@ from ldis_lightning.config_files import read_mapping, resolve_configs, with_pare
 from ldis_lightning.datamodules import EpisodeDataModule
 from ldis_lightning.errors import UserError
 from ldis_lightning.parse_errors import explain
-from ldis_lightning.platform import check, explain_trainer
+from ldis_lightning.platform import check, check_packages, explain_trainer
 from ldis_lightning.sweeps.grid import Sweep
 
 # Their classes can be named without a path in configs, because importing makes them known as subclasses.
@@ -126,6 +126,8 @@ class LDISCLI(LightningCLI):
         """Parse without Lightning's warning about `args` beside `sys.argv`: our dispatcher always passes them."""
         options = self._subcommand_parsers[self.command]
         files = {file: file.read_text("utf-8") for path in self.config_paths for file in with_parents(path)}
+        for file in files:
+            check_packages(read_mapping(file), file)
         keys = [action.dest for action in options._actions]
         for one in (parser, options):
             one.shorten = partial(explain, known_keys=keys, configs=files)  # type: ignore[attr-defined]

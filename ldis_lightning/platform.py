@@ -80,6 +80,27 @@ def check(config: Namespace) -> None:
     _refuse(replace(run, trainer=_try_trainer(config.trainer)), AFTER_TRIAL)
 
 
+def check_packages(content: Any, file: Path) -> None:
+    """Refuse a config with a class of a package that is not installed, before the parser fails over it at length.
+
+    Args:
+        content: of the config, or a part of it.
+        file: the config.
+
+    Raises:
+        UserError: there is no such package; the message names it.
+    """
+    if isinstance(content, dict):
+        path = content.get("class_path")
+        package = path.split(".")[0] if isinstance(path, str) and "." in path else None
+        if package and not _is_installed(package):
+            raise UserError(
+                f"config `{file}`: `{path}` needs `{package}`, which is not installed: `pip install {package}`"
+            )
+    for part in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        check_packages(part, file)
+
+
 def explain_trainer(error: BaseException) -> str:
     """What the Trainer says, or its first line where that is long; for a missing accelerator, what to do about it."""
     text = str(error).strip() or type(error).__name__
@@ -157,7 +178,7 @@ def _models_that_do_not_shard(run: Run) -> str | None:
 
 
 def _missing_packages(run: Run) -> str | None:
-    if any(issubclass(one, LoRA) for one in run.classes()) and not find_spec("peft"):
+    if any(issubclass(one, LoRA) for one in run.classes()) and not _is_installed("peft"):
         return "model.fine_tuning: LoRA needs peft, which is not installed: `pip install peft`"
     return None
 
@@ -283,6 +304,13 @@ def _strategy_class(option: Any) -> type:
     if isinstance(option, str):
         return dict.get(StrategyRegistry, option.lower(), {}).get("strategy", Strategy)
     return _class(option) or Strategy
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it is loaded, but not from a file
+        return True
 
 
 def _class(option: Any) -> type | None:

@@ -132,7 +132,7 @@ class FullySharded(ModelParallelStrategy):
     def _load_file(self, path: Path, optimizers: list[Optimizer]) -> dict[str, Any]:
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
         weights = checkpoint.pop("state_dict")
-        _check_fit(weights, get_model_state_dict(self._module), path)
+        _check_fit(weights, get_model_state_dict(self._module), path)  # pyright: ignore[reportArgumentType]
         options = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self._module, weights, options=options)
         for optimizer, state in zip(optimizers, checkpoint.get("optimizer_states", []), strict=False):

@@ -42,8 +42,8 @@ def tiny(tmp_path: Path) -> list[str]:
     return ["--config", write_config(tmp_path / "tiny.yaml", overlay)]
 
 
-def tiny_alpha_clip(config: str, tmp_path: Path) -> list[str]:
-    """Options that fit a shipped config to the Alpha-CLIP that `provide_weights_and_data` writes, if it has one."""
+def tiny_paper_scale(config: str, tmp_path: Path) -> list[str]:
+    """Further options for a shipped config at paper scale: the sizes of what `provide_weights_and_data` writes."""
     if not any("AlphaCLIP" in path.read_text(encoding="utf-8") for path in with_parents(find_config(config))):
         return []
     from stable_diffusion import ALPHA_CLIP
@@ -51,7 +51,8 @@ def tiny_alpha_clip(config: str, tmp_path: Path) -> list[str]:
     overlay: dict[str, Any] = {"model_args": ALPHA_CLIP}
     for key in ("encoder", "instruction", "model"):
         overlay = {key: {"init_args": overlay}}
-    return ["--config", write_config(tmp_path / "alpha_clip.yaml", overlay)]
+    overlay["data"] = {"image_size": 64}
+    return ["--config", write_config(tmp_path / "paper_scale.yaml", overlay)]
 
 
 def provide_weights_and_data(folder: Path) -> None:

@@ -18,8 +18,10 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
+from option_names import Config
 from stable_diffusion import ALPHA_CLIP, write_alpha_clip, write_stable_diffusion
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldis_lightning.datamodules import EpisodeDataModule, SyntheticWorld
@@ -29,51 +31,7 @@ from ldis_lightning.sweeps.grid import set_key
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # as `ldis` does
 
-Config = dict[str, Any]
 Observer = Callable[[Config], Any]
-
-# ---- Names of options
-
-
-def names_in(path: Path) -> set[str]:
-    """The names of all options that a config sets.
-
-    A parameter of a component is `Class.parameter`; other keys are dotted as in the file, without `init_args`, the
-    names of data sets and the `+` of a list that is appended to.
-    """
-    content: Config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    grid = (content.get("sweep") or {}).get("grid") or {}
-    swept = {name for key, values in grid.items() for value in values for name in _names(value, key)}
-    return swept | {name for key, value in content.items() for name in _names(value, key)}
-
-
-def _names(value: Any, name: str) -> Iterator[str]:
-    name = name.removesuffix("+")
-    if name == "sweep.grid":
-        yield name
-    elif isinstance(value, list):
-        yield name
-        for item in value:
-            if isinstance(item, dict):
-                yield from _names(item, name)
-    elif isinstance(value, dict) and "class_path" in value:
-        yield name
-        kind = "model" if name == "model" else value["class_path"].rpartition(".")[2]
-        yield from _names_below(value.get("init_args") or {}, kind)
-    elif isinstance(value, dict):
-        if (name == "data.train" and "shards" not in value) or name == "data.evaluation":
-            for source in value.values():
-                yield from _names_below(source, name)
-        else:
-            yield from _names_below(value, name)
-    else:
-        yield name
-
-
-def _names_below(mapping: Config, name: str) -> Iterator[str]:
-    for key, value in mapping.items():
-        yield from _names(value, name if key == "init_args" else f"{name}.{key}")
-
 
 # ---- Small configs
 
@@ -156,8 +114,10 @@ def _base(world: str, base: str) -> Config:
             there = {"path": f"{world}/sd", "subfolder": folder}
             small[f"model.{part}"] = {"class_path": f"Pretrained{kind}", "init_args": there}
     if base == "mixture":
-        kinds = ("images", "clips")
-        small["data.train"] = {kind: {"shards": f"{world}/synthetic/{kind}/train", "min_pixels": 32} for kind in kinds}
+        sources = (("images", "AcrossImages"), ("clips", "WithinClip"))
+        small["data.train"] = {
+            kind: {"shards": f"{world}/synthetic/{kind}/train", "pairing": pairing} for kind, pairing in sources
+        }
         small["data.batch_size"] = 16
     for key, value in small.items():
         set_key(whole, key, value)
@@ -217,6 +177,7 @@ def digest(*values: Any) -> str:
     sha = hashlib.sha256()
     for value in values:
         if isinstance(value, Tensor):
+            value = value.to_local() if isinstance(value, DTensor) else value
             value = value.detach().cpu().contiguous().float().numpy()
         if isinstance(value, np.ndarray):
             sha.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
@@ -364,11 +325,12 @@ class Recorder(Callback):
     seen: dict[str, list[Any]]
 
     def __init__(self) -> None:
-        type(self).seen = {name: [] for name in ("sanity", "validations", "val", "test", "losses", "norms")}
+        type(self).seen = {name: [] for name in ("sanity", "validations", "val", "test", "losses", "norms", "views")}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
-        gradients = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
-        self.seen["norms"].append(float(torch.stack(gradients).norm()))  # as the optimizer got them
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]  # as the optimizer got them
+        self.seen["norms"].append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+        self.seen["views"].append(any(gradient._is_view() for gradient in gradients))
         self.seen["losses"].append(float(outputs["loss"]))
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -402,6 +364,8 @@ def _fitted(whole: Config) -> dict[str, Any]:
     with in_folder(folder), redirect_stdout(StringIO()):
         Path("config.yaml").write_text(yaml.safe_dump(whole), encoding="utf-8")
         cli = LDISCLI("fit", ["--config", "config.yaml"])
+        if torch.distributed.is_initialized():  # Lightning leaves this to the end of the process
+            torch.distributed.destroy_process_group()
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     return {
         **Recorder.seen,

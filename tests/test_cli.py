@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_support import provide_weights_and_data, read_results, tiny, tiny_alpha_clip, write_config
+from cli_support import provide_weights_and_data, read_results, tiny, tiny_paper_scale, write_config
 
 from ldis_lightning import __version__
 from ldis_lightning.cli import COMMANDS, main, user_message
@@ -114,7 +114,7 @@ def test_mistakes_found_by_data_workers_lose_their_traceback() -> None:
 @pytest.mark.parametrize("name", FIT_CONFIGS)
 def test_every_config_trains_and_validates(name: str, in_miniature_world: Path, tmp_path: Path) -> None:
     provide_weights_and_data(in_miniature_world)
-    options = [*tiny(tmp_path), *tiny_alpha_clip(name, tmp_path)]
+    options = [*tiny(tmp_path), *tiny_paper_scale(name, tmp_path)]
     assert main(["fit", "--config", name, *options, "--score_after_fit", "false"]) == 0
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from option_effects import (
     WORLD,
-    Config,
     Observer,
     Refused,
     asked,
@@ -19,7 +18,6 @@ from option_effects import (
     is_compiled,
     kept_bytes,
     learnt,
-    names_in,
     operations,
     parser,
     predicted,
@@ -28,6 +26,7 @@ from option_effects import (
     run,
     write_world,
 )
+from option_names import Config, names_in
 
 from ldis_lightning.config_files import packaged_configs, resolve_configs
 from ldis_lightning.sweeps.grid import Sweep, expand
@@ -102,6 +101,8 @@ def configs_read(whole: Config) -> list[str]:
 
 
 BATCH = {"shards": "{world}/synthetic/images/train"}
+CSV = component("CSVLogger", save_dir="runs")
+ACROSS_CLIPS = {"data.train": {"shards": "{world}/synthetic/clips/train"}}
 CLIPS = {"shards": "{world}/synthetic/clips/train", "pairing": "WithinClip"}
 NOVEL = "{world}/synthetic/images/novel"
 NOVEL_CLIPS = "{world}/synthetic/clips/novel"
@@ -181,11 +182,14 @@ PRE_MASK = learning("instruction.pre_mask", "AlphaChannel", "NoPreMasking")
 POST_MASK = learning("instruction.post_mask", "CrossAttentionMask", "NoPostMasking")
 AUGMENTED, PERTURBED = "ldis_lightning.alignment.Augmented", "ldis_lightning.alignment.Perturbed"
 TEST = {"score_after_fit": True}
+ONE_DEVICE = {"trainer.devices": 1}
+SHARDED = "ldis_lightning.strategies.FullySharded"
+LAST = {"trainer.callbacks": [component("option_effects.Recorder"), component("ModelCheckpoint", save_last=True)]}
 
 EFFECTS: dict[str, Effect | Elsewhere] = {
     # ---- The run
     "extends": Effect(configs_read, "extends", ("configs/quickstart.yaml", "configs/quickstart_ldisn.yaml")),
-    "seed_everything": Effect(drawn, "data.seed", (0, 1)),  # which the command line links to it: test_cli.py
+    "seed_everything": running("losses", "seed_everything", 0, 1),
     "score_after_fit": running("test", "score_after_fit", False, True),
     "trainer.callbacks": with_callbacks("files", component("Previews"), component("ResultTable")),
     "trainer.check_val_every_n_epoch": running(
@@ -196,23 +200,25 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "trainer.gradient_clip_val": running("norms", "trainer.gradient_clip_val", None, 1e-3),
     "trainer.limit_test_batches": running("test", "trainer.limit_test_batches", 1, 2, TEST),
     "trainer.limit_val_batches": running("val", "trainer.limit_val_batches", 1, 2),
-    "trainer.log_every_n_steps": running(
-        "logged", "trainer.log_every_n_steps", 1, 2, {"trainer.logger": component("CSVLogger", save_dir="runs")}
-    ),
+    "trainer.log_every_n_steps": running("logged", "trainer.log_every_n_steps", 1, 2, {"trainer.logger": CSV}),
     "trainer.logger": running("logs", "trainer.logger", False, component("TensorBoardLogger", save_dir="runs")),
     "trainer.max_steps": running("steps", "trainer.max_steps", 1, 2, {"trainer.val_check_interval": 1}),
     "trainer.num_nodes": Elsewhere("test_two_nodes.py", "num_nodes"),
     "trainer.num_sanity_val_steps": running("sanity", "trainer.num_sanity_val_steps", 0, 1),
     "trainer.precision": running("losses", "trainer.precision", "32-true", "bf16-mixed"),
-    "trainer.strategy": Elsewhere("test_sharded.py", "FullySharded"),
+    "trainer.strategy": Elsewhere("test_sharded.py", "cluster/fsdp"),
     "trainer.val_check_interval": running("validations", "trainer.val_check_interval", 1, 2),
     "Ceiling.sets": with_callbacks(
         "metrics", component("Ceiling", sets=[]), component("Ceiling", sets=["novel"]), TEST
     ),
-    "DDPStrategy.gradient_as_bucket_view": Elsewhere("test_two_ranks.py", "gradient_as_bucket_view"),
+    "DDPStrategy.gradient_as_bucket_view": running(
+        "views", "trainer.strategy", *two("DDPStrategy", "gradient_as_bucket_view", False, True), ONE_DEVICE
+    ),
     "EMAWeightAveraging.decay": averaging("decay", 0.5, 0.9),
     "EMAWeightAveraging.update_every_n_steps": averaging("update_every_n_steps", 1, 2),
-    "FullySharded.save_distributed_checkpoint": Elsewhere("test_sharded.py", "save_distributed_checkpoint"),
+    "FullySharded.save_distributed_checkpoint": running(
+        "files", "trainer.strategy", *two(SHARDED, "save_distributed_checkpoint", False, True), ONE_DEVICE | LAST
+    ),
     "ModelCheckpoint.save_last": saving("save_last", False, True),
     "ModelCheckpoint.save_top_k": saving("save_top_k", 0, 1),
     "TensorBoardLogger.name": logging("name", "a", "b"),
@@ -224,10 +230,8 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "data.prepare": Effect(prepared, "data.prepare", (None, component("SyntheticWorld", root="a", **WORLD))),
     "SyntheticWorld.root": Effect(prepared, "data.prepare", tuple(two("SyntheticWorld", "root", "a", "b", **WORLD))),
     "data.train.shards": drawing("train.shards", BATCH["shards"], CLIPS["shards"]),
-    "data.train.min_pixels": drawing("train.min_pixels", 1, 200),
-    "data.train.pairing": drawing(
-        "train.pairing", "WithinClip", "AcrossImages", {"data.train": {"shards": CLIPS["shards"]}}
-    ),
+    "data.train.min_pixels": drawing("train.min_pixels", 1, 320),
+    "data.train.pairing": drawing("train.pairing", "WithinClip", "AcrossImages", ACROSS_CLIPS),
     "data.train.weight": mixing({"weight": 1.0}, {"weight": 9.0}),
     "data.mixing": drawing("mixing", "PerSample", "PerDataset", base="mixture"),
     "data.image_size": drawing("image_size", 64, 32),
@@ -275,6 +279,10 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "AlphaCLIPPromptEncoder.weights": learning(
         "instruction.encoder.weights", "{world}/sd.pth", "{world}/other.pth", base="sd"
     ),
+    "AlphaCLIPPromptEncoder.name": learning(  # the file fits the first alone
+        "instruction.encoder.name", "vit_large_patch14_clip_quickgelu_224", "vit_tiny_patch16_224", base="sd"
+    ),
+    "AlphaCLIPPromptEncoder.trainable": learning("instruction.encoder.trainable", False, True, base="sd"),
     "AlphaCLIPPromptEncoder.model_args": learning("instruction.encoder.model_args.num_heads", 2, 4, base="sd"),
     # ---- Pseudo-masks, latents, the denoiser
     "model": Effect(learnt, "data.batch_size", (2, 2), base="ldis1", other_base="ldisn"),

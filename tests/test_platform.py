@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_support import write_config
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator
 
@@ -131,6 +132,15 @@ def test_deepspeed_without_its_package() -> None:
 def test_adapters_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldis_lightning.platform.find_spec", lambda name: None)
     assert "LoRA needs peft, which is not installed" in message(["--model.fine_tuning", "LoRA"])
+
+
+def test_a_config_with_a_package_that_is_missing(tmp_path: Path) -> None:
+    optimizer = {"class_path": "absent_package.AdamW8bit", "init_args": {"lr": 1e-3}}
+    config = write_config(tmp_path / "absent.yaml", {"model": {"init_args": {"optimizer": optimizer}}})
+    with pytest.raises(
+        UserError, match=r"absent\.yaml`: `absent_package\.AdamW8bit` needs `absent_package`, which is not"
+    ):
+        parse_fit([*QUICKSTART, "--config", config])
 
 
 def test_compilation_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_support import provide_weights_and_data, tiny, tiny_alpha_clip, write_config
+from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
 
 from ldis_lightning.cli import main
 from ldis_lightning.config_files import packaged_configs
@@ -63,7 +63,7 @@ def test_data_are_those_of_the_method(name: str) -> None:
         "pascal": 0.4, "coco": 0.1, "davis": 0.5, "vspw": 0.2,
     }  # fmt: skip
     pairing = {name: source["pairing"] and source["pairing"]["class_path"] for name, source in data["train"].items()}
-    within = "ldis_lightning.datamodules.pairing.WithinClip"
+    within = "ldis_lightning.datamodules.WithinClip"
     assert pairing == {"pascal": None, "coco": None, "davis": within, "vspw": within}
     assert data["mixing"]["class_path"].endswith(".PerSample")
     assert data["augmentation"]["class_path"].endswith(".Photometric")
@@ -169,7 +169,7 @@ def in_world_with_weights(in_miniature_world: Path) -> Path:
 @pytest.mark.parametrize("overlay", ["ema", "lora", "adam8bit", "low_memory"])
 def test_an_overlay_trains(overlay: str, in_world_with_weights: Path, tmp_path: Path) -> None:
     shipped = options("configs/ldis1.yaml", f"configs/recipe/{overlay}.yaml")
-    small = [*tiny(tmp_path), *tiny_alpha_clip("configs/ldis1.yaml", tmp_path)]
+    small = [*tiny(tmp_path), *tiny_paper_scale("configs/ldis1.yaml", tmp_path)]
     assert main(["fit", *shipped, *small, "--score_after_fit", "false"]) == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -180,10 +180,19 @@ def test_an_overlay_trains(overlay: str, in_world_with_weights: Path, tmp_path: 
     assert ("current_model_state" in state) == (overlay == "ema")
 
 
-def test_the_fine_tuning_ablation_sweeps(in_world_with_weights: Path, tmp_path: Path) -> None:
-    grid = {"model.fine_tuning": ["FullFineTuning", {"class_path": "LoRA", "init_args": {"rank": 1}}]}
-    fewer = write_config(tmp_path / "fewer.yaml", {"sweep": {"grid": grid, "seeds": [0]}})
-    command = ["sweep", *options("configs/ablation_fine_tuning.yaml"), *tiny(tmp_path), "--config", fewer]
-    assert main([*command, "--out", str(tmp_path / "sweep")]) == 0
-    table = (tmp_path / "sweep" / "results.md").read_text(encoding="utf-8")
-    assert "FullFineTuning" in table and "LoRA" in table
+def test_the_fine_tuning_ablation_adapts_trained_weights(in_world_with_weights: Path, tmp_path: Path) -> None:
+    shipped = options("configs/ablation_fine_tuning.yaml")
+    small = [*tiny(tmp_path), "--score_after_fit", "false", "--model.fine_tuning", "LoRA"]
+    assert main(["fit", *shipped, *small]) == 0
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    names = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    of_unet = {name for name in names if name.startswith("unet.") and "lora_" not in name}
+    assert of_unet == {"unet.encoder_hid_proj.weight", "unet.encoder_hid_proj.bias"}  # new to those weights
+
+
+def test_every_point_of_the_fine_tuning_ablation_is_valid(
+    in_world_with_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *options("configs/ablation_fine_tuning.yaml"), "--dry_run"]) == 0
+    assert "15 runs" in capsys.readouterr().out
+    assert main(["sweep", *options("configs/ablation_fine_tuning.yaml", SD15), "--dry_run"]) == 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ldis_lightning.meta_architectures import InContextSegmenter
 
-WARMUP = 2
+WARMUP = 1
 
 
 def main(args: Sequence[str]) -> int:

@@ -119,15 +119,14 @@ SCALES = {
     "mid": Scale(
         256,
         partial(autoencoder, (32, 64, 128, 128)),
-        partial(prompt_encoder, "vit_base_patch16_clip_224", patch_size=14, embed_dim=384, num_heads=6),
+        partial(prompt_encoder, "vit_base_patch16_clip_224", patch_size=14),  # 256 tokens a reference
         partial(StableDiffusionLayout, (96, 192, 320, 320)),
     ),
     "sd15": Scale(
         256, autoencoder, partial(prompt_encoder, "vit_large_patch14_clip_quickgelu_224"), StableDiffusionLayout
     ),
 }
-"""Name on the command line -> sizes. `sd15` has the real ones; each part of `mid` has about a fourteenth of its parameters
-(a U-Net of 60M, an autoencoder of 5M, an encoder of 22M) and 256 tokens a reference too."""
+"""Name on the command line -> sizes. `mid` has a U-Net of about 60M parameters, `sd15` has the real sizes."""
 
 
 def ldis1(scale: Scale, device: str, optimizer: Any = None, **options: Any) -> LDIS1:

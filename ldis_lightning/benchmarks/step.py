@@ -174,6 +174,11 @@ def eight_bit_adamw(common: Settings) -> dict[str, Any]:
     return ours(common) | {"optimizer": partial(AdamW8bit, **OPTIMIZER)}
 
 
+def lean(common: Settings) -> dict[str, Any]:
+    """`ours` with `CheapOperations` and 8-bit AdamW. Raises as `eight_bit_adamw`."""
+    return cheap_operations_again(common) | {"optimizer": eight_bit_adamw(common)["optimizer"]}
+
+
 def low_rank(common: Settings) -> dict[str, Any]:
     """`ours`, and only adapters of rank 4 are trained."""
     from ldis_lightning.latent.fine_tuning import LoRA
@@ -186,6 +191,7 @@ VARIANTS = {
     "cheap": Variant("ours + CheapOperations", cheap_operations_again),
     "blocks": Variant("ours + EveryBlock", every_block_again),
     "adam8bit": Variant("ours + 8-bit AdamW", eight_bit_adamw),
+    "lean": Variant("ours + CheapOperations + 8-bit AdamW", lean),
     "lora": Variant("ours + LoRA rank 4", low_rank),
 }
 """Name on the command line -> row."""

@@ -26,7 +26,7 @@ def test_the_step_benchmark_runs_in_processes_of_its_own(capfd):
 
 @pytest.mark.parametrize("name", list(step.VARIANTS))
 def test_every_way_to_train_trains(name):
-    pytest.importorskip({"adam8bit": "bitsandbytes", "lora": "peft"}.get(name, "torch"))
+    pytest.importorskip({"adam8bit": "bitsandbytes", "lean": "bitsandbytes", "lora": "peft"}.get(name, "torch"))
     seen = {}
 
     def keep(settings, episodes, loss, optimizer, count):
