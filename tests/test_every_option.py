@@ -74,9 +74,9 @@ def component(name: str, /, **init_args: Any) -> Config:
     return {"class_path": name, "init_args": init_args}
 
 
-def two(name: str, key: str, one: Any, other: Any, **both: Any) -> list[Config]:
+def two(name: str, key: str, one: Any, other: Any, **both: Any) -> tuple[Config, Config]:
     """The same component twice, with two values of one of its parameters."""
-    return [component(name, **(both | {key: value})) for value in (one, other)]
+    return component(name, **(both | {key: one})), component(name, **(both | {key: other}))
 
 
 def points(whole: Config) -> list[str]:
@@ -161,8 +161,8 @@ def encoding(key: str, one: Any, other: Any) -> Effect:
 
 
 def with_callbacks(observation: str, one: Config, other: Config, given: Config | None = None) -> Effect:
-    lists = ([component("option_effects.Recorder"), callback] for callback in (one, other))
-    return running(observation, "trainer.callbacks", *lists, given)
+    recorder = component("option_effects.Recorder")
+    return running(observation, "trainer.callbacks", [recorder, one], [recorder, other], given)
 
 
 def averaging(key: str, one: Any, other: Any) -> Effect:
@@ -228,7 +228,7 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "sweep.metric": Effect(columns_of_sweep, "sweep.metric", ("test/novel/miou", "test/seen/miou"), GRID),
     # ---- Training data
     "data.prepare": Effect(prepared, "data.prepare", (None, component("SyntheticWorld", root="a", **WORLD))),
-    "SyntheticWorld.root": Effect(prepared, "data.prepare", tuple(two("SyntheticWorld", "root", "a", "b", **WORLD))),
+    "SyntheticWorld.root": Effect(prepared, "data.prepare", two("SyntheticWorld", "root", "a", "b", **WORLD)),
     "data.train.shards": drawing("train.shards", BATCH["shards"], CLIPS["shards"]),
     "data.train.min_pixels": drawing("train.min_pixels", 1, 320),
     "data.train.pairing": drawing("train.pairing", "WithinClip", "AcrossImages", ACROSS_CLIPS),
@@ -326,7 +326,8 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "model.null_keeps_mask": predicting("null_keeps_mask", False, True),
     "model.scheduler": predicting(
         "scheduler",
-        *(component(f"diffusers.{kind}Scheduler", clip_sample=False, **SCHEDULE) for kind in ("DDIM", "DDPM")),
+        component("diffusers.DDIMScheduler", clip_sample=False, **SCHEDULE),
+        component("diffusers.DDPMScheduler", clip_sample=False, **SCHEDULE),
     ),
     **{
         f"{kind}Scheduler.{key}": scheduling(f"{kind}Scheduler", key, *values, see=see)
