@@ -12,6 +12,8 @@ from ldis_lightning.randomness import normal
 from ldis_lightning.weights.known import STABLE_DIFFUSION_VAE
 from ldis_lightning.weights.loading import architecture, build
 
+CPU_PIXELS = 256 * 256
+"""Pixels that the encoder gets at once on a CPU."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 KINDS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
@@ -77,18 +79,26 @@ class Autoencoder(nn.Module):
         Returns:
             For each, (B_i, C, H/f, W/f), scaled.
         """
-        with torch.inference_mode():
-            output = self.vae.encode(torch.cat(list(pictures)))
+        means, deviations = self._moments(torch.cat(list(pictures)))
         sizes = [len(picture) for picture in pictures]
-        if isinstance(self.vae, AutoencoderTiny):
-            return [mean * self.scaling_factor for mean in output.latents.split(sizes)]  # pyright: ignore
-        distribution = output.latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         latents = []
-        for mean, std, seed in zip(distribution.mode().split(sizes), distribution.std.split(sizes), seeds, strict=True):
+        for mean, deviation, seed in zip(means.split(sizes), deviations.split(sizes), seeds, strict=True):
             if self.sample and seed is not None:
-                mean = mean + std * normal(seed, "autoencoder", tuple(mean.shape[1:]))
+                mean = mean + deviation * normal(seed, "autoencoder", tuple(mean.shape[1:]))
             latents.append(mean * self.scaling_factor)  # outside inference mode: an ordinary tensor again
         return latents
+
+    @torch.inference_mode()
+    def _moments(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """Mode and standard deviation of the encoder's distribution: (B, 3, H, W) -> twice (B, C, H/f, W/f)."""
+        # A CPU is fastest with few activations, which stay in its caches; a GPU with many.
+        pixels = CPU_PIXELS if picture.device.type == "cpu" else picture.numel()
+        outputs = [self.vae.encode(part) for part in picture.split(max(1, pixels // picture[0, 0].numel()))]
+        if isinstance(self.vae, AutoencoderTiny):
+            means = torch.cat([output.latents for output in outputs])  # pyright: ignore
+            return means, torch.zeros_like(means)
+        distributions = [output.latent_dist for output in outputs]  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.cat([d.mode() for d in distributions]), torch.cat([d.std for d in distributions])
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode latents (B, C, h, w), scaled, to pictures (B, 3, h*f, w*f), about in [-1, 1]."""
