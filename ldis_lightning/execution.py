@@ -45,7 +45,8 @@ class Execution:
 
     Args:
         compile: `torch.compile` the U-Net's blocks and the frozen networks, in place, so that no key changes its name.
-        channels_last: hold convolutions' weights and activations channels last, which tensor cores want.
+        channels_last: hold the U-Net's convolutions and their activations channels last, which tensor cores want; a
+            CPU is slower with it in training. The autoencoder always is.
         frozen_in_bfloat16: hold frozen weights in bfloat16. They are computed with in the run's own precision.
         checkpointing: what is computed again in the backward instead of kept; null keeps everything.
     """
@@ -69,8 +70,7 @@ class Execution:
             if self.frozen_in_bfloat16 and not any(p.requires_grad for p in network.parameters()):
                 hold_in_bfloat16(network, autocast)
         if self.channels_last:
-            for network in (unet, *others):
-                network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if self.compile:
             for module in (*blocks(unet), *(stage for network in others for stage in network.stages)):
                 module.compile()

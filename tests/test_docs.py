@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_support import tiny
+from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
 from owners_trees import write_benchmark_trees
 from PIL import Image
 
@@ -17,6 +17,7 @@ from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAPER_SCALE = re.compile(r"configs/(ldis1|ldisn|ablation_fine_tuning|scale/sd15)\.yaml")
 FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")  # first line of a block that shows a file
 
 
@@ -60,6 +61,8 @@ def small(command: list[str], workspace: Path) -> list[str]:
     if command[0] == "bench":
         return [*command, "--scale", "tiny", "--turns", "1"]
     options = tiny(workspace)
+    for config in (command[i + 1] for i, word in enumerate(command) if word == "--config"):
+        options += tiny_paper_scale(config, workspace)
     if any(name.startswith("configs/data/") for name in command):
         options += ["--data.prepare", "null"]
     if command[0] == "sweep" and "--dry_run" not in command:
@@ -94,6 +97,10 @@ def test_documented_commands_run(page: str, workspace: Path) -> None:
             provide_checkpoint(workspace / command[command.index("--ckpt_path") + 1], workspace)
         if command[0] == "convert" and command[1].endswith(".ckpt"):
             provide_checkpoint(workspace / command[1], workspace)
+        if any(PAPER_SCALE.search(word) for word in command):
+            provide_weights_and_data(workspace)
+        if command[0] == "convert" and "--out" in command:
+            shutil.rmtree(workspace / command[command.index("--out") + 1], ignore_errors=True)  # a stand-in's
         if command[:2] == ["data", "synth"]:
             shutil.rmtree(workspace / "data/synthetic")
             command += ["--train_images", "24", "--test_images", "12", "--train_clips", "2", "--test_clips", "2"]

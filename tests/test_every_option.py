@@ -283,6 +283,7 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
         "instruction.encoder.name", "vit_large_patch14_clip_quickgelu_224", "vit_tiny_patch16_224", base="sd"
     ),
     "AlphaCLIPPromptEncoder.trainable": learning("instruction.encoder.trainable", False, True, base="sd"),
+    "AlphaCLIPPromptEncoder.standardise": learning("instruction.encoder.standardise", False, True, base="sd"),
     "AlphaCLIPPromptEncoder.model_args": learning("instruction.encoder.model_args.num_heads", 2, 4, base="sd"),
     # ---- Pseudo-masks, latents, the denoiser
     "model": Effect(learnt, "data.batch_size", (2, 2), base="ldis1", other_base="ldisn"),

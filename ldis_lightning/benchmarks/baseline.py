@@ -34,7 +34,7 @@ class Networks:
     def of(cls, module: InContextSegmenter, frozen: torch.dtype = torch.float32) -> Networks:
         """Those of a module that has not been set up for execution, the frozen ones cast to `frozen`."""
         for network in (module.autoencoder, module.instruction.encoder):
-            network.to(frozen)
+            network.to(frozen, memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         return cls(module.unet, module.autoencoder.vae, module.instruction.encoder)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from safetensors.torch import save_file
 from torch import nn
@@ -173,6 +174,7 @@ def _check_plain(part: Any, base: type, methods: tuple[str, ...], key: str) -> N
 def _save(module: Any, folder: Path) -> None:
     """In diffusers' format, in one file, without the path that the module was once read from."""
     module.register_to_config(_name_or_path="")
+    module.to(memory_format=torch.contiguous_format)  # safetensors takes no other
     module.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
 
 

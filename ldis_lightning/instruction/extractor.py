@@ -1,5 +1,7 @@
 """The instruction: tau = F(E_tau(I_s, M_s)) of eq. 1, with two-stage masking."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class InstructionExtractor(nn.Module):
         self.encoder = encoder
         self.pre_mask = pre_mask
         self.post_mask = post_mask
+        self._null: tuple[Any, Instruction] | None = None
 
     @property
     def width(self) -> int:
@@ -60,13 +63,26 @@ class InstructionExtractor(nn.Module):
             keep_mask: every row is attended to through its own row's mask in `like`: for each of its tokens there is
                 the null instruction's token of the same position. False: through no mask at all, T tokens a row.
         """
-        size = self.encoder.image_size
-        blank = like.tokens.new_zeros(1, 1, 3, size, size, dtype=torch.float32)
-        null = self(blank, torch.ones(1, 1, size, size, dtype=torch.uint8, device=blank.device))  # 1 row
+        null = self._null_row(like.tokens)
         if keep_mask:
             return like._replace(tokens=null.tokens[0][like.position])
         tokens, mask, position = (part.expand(len(like.tokens), *part.shape[1:]) for part in null)
         return Instruction(tokens, mask, position)
+
+    def _null_row(self, like: Tensor) -> Instruction:
+        """The null instruction as one row, on the device and of the type of tokens `like`.
+
+        While the encoder is frozen it is made once, and again when a weight has changed.
+        """
+        weights = list(self.parameters())
+        state = (like.device, like.dtype, sum(weight._version for weight in weights))
+        if self._null is not None and self._null[0] == state:
+            return self._null[1]
+        size = self.encoder.image_size
+        blank = torch.zeros(1, 1, 3, size, size, device=like.device)
+        null = self(blank, torch.ones(1, 1, size, size, dtype=torch.uint8, device=like.device))
+        self._null = None if any(weight.requires_grad for weight in weights) else (state, null)
+        return null
 
 
 def resize_masks(mask: Tensor, size: tuple[int, int]) -> Tensor:

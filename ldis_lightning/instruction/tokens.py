@@ -15,6 +15,13 @@ class Instruction(NamedTuple):
     attention_mask: Tensor | None  # (B, L) bool, False = not attended to; None = every token is
     position: Tensor  # (B, L) int64: which of its reference's T tokens each one is, in [0, T)
 
+    @property
+    def attended(self) -> Tensor:
+        """The attention mask (B, L) bool, also where there is none."""
+        if self.attention_mask is not None:
+            return self.attention_mask
+        return torch.ones_like(self.position, dtype=torch.bool)
+
 
 def compact(instruction: Instruction) -> Instruction:
     """The same instruction without tokens that no row attends to: masked attention and this give the same output.
@@ -37,13 +44,12 @@ def compact(instruction: Instruction) -> Instruction:
 
 def padded(instruction: Instruction, length: int) -> Instruction:
     """The same instruction with `length` >= L tokens a row, of which the new ones are not attended to."""
-    tokens, mask, position = instruction
+    tokens, _, position = instruction
     extra = length - tokens.shape[1]
     if extra == 0:
         return instruction
-    if mask is None:
-        mask = torch.ones_like(position, dtype=torch.bool)
-    return Instruction(F.pad(tokens, (0, 0, 0, extra)), F.pad(mask, (0, extra)), F.pad(position, (0, extra)))
+    mask = F.pad(instruction.attended, (0, extra))
+    return Instruction(F.pad(tokens, (0, 0, 0, extra)), mask, F.pad(position, (0, extra)))
 
 
 def stacked(instructions: Sequence[Instruction]) -> Instruction:
@@ -89,9 +95,4 @@ def _alike(instructions: Sequence[Instruction]) -> list[Instruction]:
     parts = [padded(instruction, length) for instruction in instructions]
     if all(part.attention_mask is None for part in parts):
         return parts
-    return [
-        part
-        if part.attention_mask is not None
-        else part._replace(attention_mask=torch.ones_like(part.position, dtype=torch.bool))
-        for part in parts
-    ]
+    return [part._replace(attention_mask=part.attended) for part in parts]

@@ -17,7 +17,7 @@ def constant_tokens(unet: UNet2DConditionModel) -> Iterator[None]:
 
     For inference without gradients, and not for compiled modules, which would have to be compiled anew.
     """
-    layers = [layer for name, layer in unet.named_modules() if name.endswith(TOKENS_ALONE)]
+    layers: list[Any] = [layer for name, layer in unet.named_modules() if name.endswith(TOKENS_ALONE)]
     own = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = _once(layer)

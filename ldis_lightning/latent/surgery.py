@@ -35,8 +35,9 @@ def widen_input(conv: nn.Conv2d, extra: int, zero: bool = True) -> nn.Conv2d:
             wide.bias.copy_(conv.bias)
     return wide
 
+
 def new_layers(unet: UNet2DConditionModel) -> set[str]:
     """Names of the layers that were made anew because the files lack them."""
     if not hasattr(unet, "new_layers"):
-        unet.new_layers = set()  # pyright: ignore[reportAttributeAccessIssue]
+        unet.new_layers = set()  # pyright: ignore
     return unet.new_layers  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]

@@ -90,11 +90,11 @@ def test_the_null_instruction_is_that_of_a_blank_picture_wholly_marked(post_mask
     if isinstance(post_mask, PrototypePooling):
         blank = blank.mean(0, keepdim=True)
     whole = extractor.null(like, keep_mask=False)  # of one reference: more would say the same again
-    assert bool(whole.attention_mask.all())
+    assert bool(whole.attended.all())
     torch.testing.assert_close(whole.tokens, blank.expand(2, -1, -1), rtol=1e-4, atol=1e-5)
     for given in (like, compact(like)):
         masked = extractor.null(given, keep_mask=True)
-        assert masked.attention_mask is given.attention_mask
+        assert torch.equal(masked.attended, given.attended)
         assert torch.equal(masked.position, given.position)
         torch.testing.assert_close(masked.tokens, blank[given.position], rtol=1e-4, atol=1e-5)
 

@@ -74,7 +74,8 @@ def test_queries_may_share_rows() -> None:
     with torch.no_grad():
         instruction = module.encode_references(batch)
         rows = torch.tensor([1, 0, 1])
-        three = Instruction(*(part[[0, 0, 1]] for part in instruction))
+        picked = [0, 0, 1]
+        three = Instruction(instruction.tokens[picked], instruction.attended[picked], instruction.position[picked])
         seed = torch.tensor([3, 4, 5])
         logits = module.predict_logits(batch["query_image"], three, seed, query_of=rows)
         plain = module.predict_logits(batch["query_image"][rows], three, seed)

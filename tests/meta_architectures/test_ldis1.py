@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldis_lightning.alignment import Augmented
 from ldis_lightning.errors import UserError
-from ldis_lightning.instruction import Instruction
+from ldis_lightning.instruction.tokens import repeated
 from ldis_lightning.losses import Alignment, AlignmentLoss, DiceCrossEntropy, LatentLoss, PixelLoss
 from ldis_lightning.meta_architectures import LDIS1
 
@@ -70,10 +70,8 @@ def test_the_denoiser_is_told_the_instruction() -> None:
     own = module.encode_references(BATCH)
     for row in range(3):
         attended = calls[0]["encoder_attention_mask"][row]
-        torch.testing.assert_close(
-            calls[0]["encoder_hidden_states"][row, attended], own.tokens[row, own.attention_mask[row]]
-        )
-    assert calls[0]["encoder_hidden_states"].shape[1] == own.attention_mask.sum(1).max() < 16
+        torch.testing.assert_close(calls[0]["encoder_hidden_states"][row, attended], own.tokens[row, own.attended[row]])
+    assert calls[0]["encoder_hidden_states"].shape[1] == own.attended.sum(1).max() < 16
 
 
 def test_logits_are_the_decoded_prediction_without_the_image() -> None:
@@ -179,8 +177,8 @@ def test_references_encoded_once_serve_many_queries() -> None:
     one = tiny.in_double(tiny.batch(1, references=3))
     with torch.no_grad():
         instruction = module.encode_references(one)
-        repeated = Instruction(*(part.expand(3, *part.shape[1:]) for part in instruction))
-        reused = module.predict_logits(EXACT["query_image"], repeated, EXACT["seed"])
+        thrice = repeated(instruction, 3)
+        reused = module.predict_logits(EXACT["query_image"], thrice, EXACT["seed"])
         for i in range(3):
             query = EXACT["query_image"][i : i + 1]
             fresh = module.predict_logits(query, module.encode_references(one), EXACT["seed"][i : i + 1])

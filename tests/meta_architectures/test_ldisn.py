@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldis_lightning.errors import UserError
 from ldis_lightning.instruction import NoPostMasking
+from ldis_lightning.instruction.tokens import repeated
 from ldis_lightning.meta_architectures import ConditionDropout, LDISn
 from ldis_lightning.meta_architectures.ldisn import Dropped
 
@@ -86,7 +87,7 @@ def test_condition_dropout_shares() -> None:
 
     module = tiny.ldisn(dropout=dropout)
     instruction = module.encode_references(tiny.rows(BATCH, slice(0, 1)))
-    many = type(instruction)(*(part.expand(2000, *part.shape[1:]) for part in instruction))
+    many = repeated(instruction, 2000)
     _, latent = module.drop_conditions(many, torch.ones(2000, 4, 1, 1), torch.arange(2000))
     assert seen[0].shape == (2000,)
     assert float((latent == 0).all(1).float().mean()) == pytest.approx(0.4, abs=0.055)
@@ -113,10 +114,10 @@ def test_dropped_conditions_are_replaced_in_training(keeps_mask: bool) -> None:
     own = module.encode_references(batch)
     told, attended = calls[0]["encoder_hidden_states"], calls[0]["encoder_attention_mask"]
     for row in (0, 1):  # each reference's tokens are those of the blank one, and one blank one says it all
-        kept = null.tokens[0].repeat(2, 1)[own.attention_mask[row]] if keeps_mask else null.tokens[0]
+        kept = null.tokens[0].repeat(2, 1)[own.attended[row]] if keeps_mask else null.tokens[0]
         torch.testing.assert_close(told[row, attended[row]], kept)
-    torch.testing.assert_close(told[2, attended[2]], own.tokens[2, own.attention_mask[2]])
-    assert not own.attention_mask.all()
+    torch.testing.assert_close(told[2, attended[2]], own.tokens[2, own.attended[2]])
+    assert not own.attended.all()
     query = calls[0]["latent"][:, 4:]
     torch.testing.assert_close(query[0], mode(module, batch["query_image"])[0])
     assert not query[1:].any()

@@ -112,7 +112,7 @@ def test_the_null_instruction_in_guidance(keeps_mask: bool) -> None:
     null = module.instruction(blank, torch.ones(1, 1, tiny.PROMPT, tiny.PROMPT, dtype=torch.uint8)).tokens[0]  # (16, 8)
     tokens, attended = told[0]["encoder_hidden_states"], told[0]["encoder_attention_mask"]
     for row in range(3):
-        mask = own.attention_mask[row]
+        mask = own.attended[row]
         torch.testing.assert_close(tokens[6 + row, attended[6 + row]], own.tokens[row, mask])
         for untold in (row, 3 + row):
             torch.testing.assert_close(tokens[untold, attended[untold]], null[mask] if keeps_mask else null)

@@ -1,4 +1,4 @@
-"""A training step never waits for the device: on the meta device, where there are no values, it would fail if it did."""
+"""A training step never waits for the device: on the meta device, which holds no values, it would fail if it did."""
 
 from typing import Any
 
