@@ -17,7 +17,7 @@ def from_files(module: M) -> M:
 
     Its frozen parameters and its buffers are then left out of checkpoints (see `keep_trained`).
     """
-    module.is_from_files = True  # pyright: ignore[reportAttributeAccessIssue]
+    module.is_from_files = True  # pyright: ignore
     return module
 
 

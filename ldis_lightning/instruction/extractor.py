@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldis_lightning.instruction.post_masks import PostMask
 from ldis_lightning.instruction.pre_masks import PreMask
 from ldis_lightning.instruction.prompt_encoder import PromptEncoder
-from ldis_lightning.instruction.tokens import Instruction
+from ldis_lightning.instruction.tokens import Instruction, repeated
 
 
 class InstructionExtractor(nn.Module):
@@ -66,8 +66,7 @@ class InstructionExtractor(nn.Module):
         null = self._null_row(like.tokens)
         if keep_mask:
             return like._replace(tokens=null.tokens[0][like.position])
-        tokens, mask, position = (part.expand(len(like.tokens), *part.shape[1:]) for part in null)
-        return Instruction(tokens, mask, position)
+        return repeated(null, len(like.tokens))
 
     def _null_row(self, like: Tensor) -> Instruction:
         """The null instruction as one row, on the device and of the type of tokens `like`.

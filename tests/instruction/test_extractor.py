@@ -103,3 +103,28 @@ def test_a_frozen_encoder_gives_tokens_without_gradient() -> None:
     instruction: Instruction = tiny.extractor(trainable=False)(IMAGE, MASK)
     assert not instruction.tokens.requires_grad
     assert tiny.extractor()(IMAGE, MASK).tokens.requires_grad
+
+
+def test_the_null_instruction_of_a_frozen_encoder_is_made_once() -> None:
+    extractor = tiny.extractor(trainable=False)
+    calls = []
+    extractor.encoder.register_forward_hook(lambda *_: calls.append("x"))
+    like = extractor(IMAGE, MASK)
+    first = extractor.null(like, keep_mask=False)
+    assert torch.equal(extractor.null(compact(like), keep_mask=False).tokens, first.tokens)
+    assert len(calls) == 2  # the references, the null instruction
+    with torch.no_grad():
+        extractor.encoder.get_parameter("vit.patch_embed.proj.weight").mul_(3)
+    assert not torch.allclose(extractor.null(like, keep_mask=False).tokens, first.tokens)
+    with torch.inference_mode():
+        double = extractor.double().null(like._replace(tokens=like.tokens.double()), keep_mask=False)
+    assert double.tokens.dtype == torch.float64
+    weight = torch.ones(8, dtype=torch.float64, requires_grad=True)  # what inference made can be trained with
+    (extractor.null(like._replace(tokens=like.tokens.double()), keep_mask=True).tokens * weight).sum().backward()
+
+
+def test_the_null_instruction_of_a_trained_encoder_is_not_kept() -> None:
+    extractor = tiny.extractor()
+    like = extractor(IMAGE, MASK)
+    for _ in range(2):
+        extractor.null(like, keep_mask=False).tokens.sum().backward()
