@@ -1,6 +1,8 @@
 """What several test files share. torch must not be imported before the thread count is set."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 # Tests run in two processes; with every process on all cores they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+RANK_VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE")
 MINIATURE: dict[str, Any] = {"train_images": 24, "test_images": 12, "train_clips": 2, "test_clips": 2, "frames": 3}
 """Arguments of `SyntheticWorld` for a world that takes a second to draw."""
 
@@ -16,6 +19,20 @@ MINIATURE: dict[str, Any] = {"train_images": 24, "test_images": 12, "train_clips
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The pages of the documentation take minutes each: they come first, so that the two processes end together."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_docs.py"))
+
+
+@pytest.fixture(autouse=True)
+def no_ranks_left() -> Iterator[None]:
+    """A Trainer of several ranks leaves its process group and the names of its ranks behind: the next test, and every
+    process that it starts, would take part in them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        if name in RANK_VARIABLES:
+            del os.environ[name]
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -327,10 +327,18 @@ class Recorder(Callback):
     def __init__(self) -> None:
         type(self).seen = {name: [] for name in ("sanity", "validations", "val", "test", "losses", "norms", "views")}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]  # as the optimizer got them
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(self.note_gradients)
+
+    def note_gradients(self, optimizer: torch.optim.Optimizer, *args: Any) -> None:
+        """As the optimizer got them."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self.seen["norms"].append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
         self.seen["views"].append(any(gradient._is_view() for gradient in gradients))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         self.seen["losses"].append(float(outputs["loss"]))
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:

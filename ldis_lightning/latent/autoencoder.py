@@ -96,10 +96,11 @@ class Autoencoder(nn.Module):
         pixels = CPU_PIXELS if picture.device.type == "cpu" else picture.numel()
         outputs = [self.vae.encode(part) for part in picture.split(max(1, pixels // picture[0, 0].numel()))]
         if isinstance(self.vae, AutoencoderTiny):
-            means = torch.cat([output.latents for output in outputs])  # pyright: ignore
+            means = torch.cat([output.latents for output in outputs]).contiguous()  # pyright: ignore
             return means, torch.zeros_like(means)
         distributions = [output.latent_dist for output in outputs]  # pyright: ignore[reportAttributeAccessIssue]
-        return torch.cat([d.mode() for d in distributions]), torch.cat([d.std for d in distributions])
+        means, deviations = (torch.cat([getattr(d, part) for d in distributions]) for part in ("mean", "std"))
+        return means.contiguous(), deviations.contiguous()  # the U-Net's layout is not the autoencoder's affair
 
     def decode(self, latent: Tensor) -> Tensor:
         """Decode latents (B, C, h, w), scaled, to pictures (B, 3, h*f, w*f), about in [-1, 1]."""

@@ -229,3 +229,39 @@ def test_slots_say_what_is_missing() -> None:
         with pytest.raises(NotImplementedError, match=rf"EpisodeModule must implement {call.removesuffix('_logits')}"):
             getattr(module, call)(batch)
     assert issubclass(InContextSegmenter, EpisodeModule)
+
+
+# ---- The optimiser's step
+
+
+def test_gradients_are_freed_before_the_next_forward(tmp_path: Path) -> None:
+    module = tiny.ldis1()
+    alive: list[int] = []
+    module.unet.register_forward_pre_hook(
+        lambda *_: alive.append(sum(parameter.grad is not None for parameter in module.parameters()))
+    )
+    trainer(tmp_path, max_steps=3).fit(module, loader([tiny.batch(2)] * 3))
+    assert alive == [0, 0, 0]
+    alive.clear()
+    accumulating = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2)
+    accumulating.fit(module, loader([tiny.batch(2)] * 2))
+    assert alive[0] == 0 < alive[1]  # those that are accumulated must stay
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("algorithm", "largest"), [("norm", 0.5), ("value", None)])
+def test_gradients_are_clipped(
+    precision: Any, fused: bool, algorithm: str, largest: float | None, tmp_path: Path
+) -> None:
+    module = tiny.ldis1(
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0, fused=fused), schedule=WarmupConstant(0)
+    )
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    clip: Any = {"gradient_clip_val": 0.5 if algorithm == "norm" else 1e-3, "gradient_clip_algorithm": algorithm}
+    trainer(tmp_path, max_steps=1, precision=precision, **clip).fit(module, loader([tiny.batch(2)]))
+    steps = [before[name] - value.detach() for name, value in module.named_parameters()]
+    if largest is None:
+        assert max(float(step.abs().max()) for step in steps) == pytest.approx(1e-3, rel=1e-3)
+    else:
+        assert float(torch.stack([step.norm() for step in steps]).norm()) == pytest.approx(largest, rel=1e-3)
