@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.hooks import apply_layerwise_casting
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from ldis_lightning.instruction import PromptEncoder
@@ -89,13 +89,35 @@ def hold_in_bfloat16(network: nn.Module, autocast: bool) -> None:
 
     Args:
         network: a float32 network.
-        autocast: it will be called under autocast to bfloat16; otherwise its linear and convolution layers are cast
-            back to float32 while they are at work, and norms and the patch embedding stay in float32.
+        autocast: it will be called under autocast to bfloat16; otherwise the weights of its linear and convolution
+            layers are cast to what comes in while they are at work, and other layers stay in float32.
     """
     if autocast:
         network.to(torch.bfloat16)
-    else:
-        apply_layerwise_casting(network, storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+        return
+    for layer in network.modules():
+        if type(layer) in CASTING:
+            layer.to(torch.bfloat16)
+            layer.__class__ = CASTING[type(layer)]
+
+
+class _CastingLinear(nn.Linear):
+    """As diffusers' layerwise casting, without its casting back, which costs as much again."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, *_cast(self, input.dtype))
+
+
+class _CastingConv2d(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, *_cast(self, input.dtype))
+
+
+CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastingLinear, nn.Conv2d: _CastingConv2d}
+
+
+def _cast(layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    return layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype)
 
 
 def _selective_checkpoint(function: Callable[..., Any], *args: Any) -> Any:
