@@ -14,6 +14,7 @@ from ldis_lightning.latent import (
     StableDiffusionAutoencoder,
     StableDiffusionUNet,
 )
+from ldis_lightning.latent.fine_tuning import LoRA
 from ldis_lightning.meta_architectures import LDIS1, InContextSegmenter
 from ldis_lightning.weights.known import (
     CLIP_L14_VISUAL_PARAMETERS,
@@ -82,3 +83,14 @@ def test_a_call_of_the_paper_s_size(full_scale: list[InContextSegmenter]) -> Non
         assert (output.shape, decoded.shape) == ((2, 4, 32, 32), (2, 3, 256, 256))
         assert isinstance(model.unet.encoder_hid_proj, nn.Linear)
         assert (model.unet.encoder_hid_proj.in_features, model.unet.encoder_hid_proj.out_features) == (1024, 768)
+
+
+@pytest.mark.parametrize(("rank", "adapters"), [(1, 199_296), (4, 797_184), (16, 3_188_736)])
+def test_adapters(rank: int, adapters: int) -> None:
+    with torch.device("meta"):
+        unet = PretrainedUNet("stable-diffusion-v1-5/stable-diffusion-v1-5", "unet").build(4, 1024)
+        LoRA(rank).apply(unet)
+    trained = {name: parameter.numel() for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    projection = sum(trained.pop(f"encoder_hid_proj.{kind}") for kind in ("weight", "bias"))
+    assert projection == PROJECTION
+    assert sum(trained.values()) == adapters

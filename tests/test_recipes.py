@@ -1,5 +1,6 @@
 """The paper's recipe: what the configs say, what they build at full size, and that they train."""
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ def options(*configs: str) -> list[str]:
 
 
 @cache
+def parsed_once(*configs: str) -> tuple[Any, Any]:
+    return parse_fit(options(*configs))
+
+
 def parsed(*configs: str) -> tuple[Any, dict[str, Any]]:
-    """The parser, and the complete config as plain values."""
-    parser, config = parse_fit(options(*configs))
-    return parser, config.as_dict()
+    """The parser, and the complete config as plain values, for the test to do with as it likes (parsing again does)."""
+    parser, config = parsed_once(*configs)
+    return parser, deepcopy(config.as_dict())
 
 
 def components(config: dict[str, Any]) -> dict[str, Any]:
