@@ -7,3 +7,8 @@ class UserError(Exception):
     The message names the file, key or flag and says what to do. The command line prints it as `error: message` without
     a traceback and exits with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none: libraries' messages can be pages long."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

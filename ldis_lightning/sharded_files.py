@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from ldis_lightning.errors import UserError
+from ldis_lightning.errors import UserError, first_line
 
 REST = "meta.pt"  # Lightning's name for it
 
@@ -159,10 +159,6 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except dcp.CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
-        raise UserError(f"the sharded checkpoint {folder} cannot be read: {_first_line(reason)}") from error
+        raise UserError(f"the sharded checkpoint {folder} cannot be read: {first_line(reason)}") from error
     except (OSError, EOFError, pickle.UnpicklingError, AttributeError, RuntimeError, ValueError) as error:
-        raise UserError(f"the sharded checkpoint {folder} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"the sharded checkpoint {folder} cannot be read: {first_line(error)}") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ldis_lightning.checkpoints import from_files
-from ldis_lightning.errors import UserError
+from ldis_lightning.errors import UserError, first_line
 from ldis_lightning.instruction.pre_masks import Prompt
 from ldis_lightning.latent.surgery import widen_input
 from ldis_lightning.weights.loading import check_fit, on_meta
@@ -151,10 +151,9 @@ def _create_vit(name: str, pretrained: bool, model_args: dict[str, Any]) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         if not pretrained:
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{KEY}: timm cannot load the pretrained weights of '{name}' ({reason}). Without a network, bring a file "
-            f"of them here and name it by {KEY}.weights instead of pretrained: true."
+            f"{KEY}: timm cannot load the pretrained weights of '{name}' ({first_line(error)}). Without a network, "
+            f"bring a file of them here and name it by {KEY}.weights instead of pretrained: true."
         ) from error
     patch: Any = getattr(vit, "patch_embed", None)
     if not isinstance(getattr(patch, "proj", None), nn.Conv2d):

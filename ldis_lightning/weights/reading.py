@@ -13,7 +13,7 @@ import torch._utils
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ldis_lightning.errors import UserError
+from ldis_lightning.errors import UserError, first_line
 
 TENSOR_PARTS = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -132,7 +132,7 @@ def _read_safetensors(path: Path, key: str) -> dict[str, Any]:
     try:
         return dict(load_file(path))
     except SafetensorError as error:
-        raise _refusal(path, key, f"safetensors cannot read it ({_first_line(error)})") from error
+        raise _refusal(path, key, f"safetensors cannot read it ({first_line(error)})") from error
 
 
 def _read_torch(path: Path, key: str) -> Any:
@@ -148,15 +148,11 @@ def _read_torch(path: Path, key: str) -> Any:
                 path, key, "is no file of weights, or one of torch before 1.6 with more than weights"
             ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _refusal(path, key, f"torch cannot read it ({_first_line(error)})") from error
+        raise _refusal(path, key, f"torch cannot read it ({first_line(error)})") from error
     try:
         return torch.load(path, map_location="cpu", pickle_module=INERT_PICKLE, weights_only=False, mmap=True)
     except Exception as error:  # a hostile file may break the reader anywhere, and that must be all it does
-        raise _refusal(path, key, f"torch cannot read it ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise _refusal(path, key, f"torch cannot read it ({first_line(error)})") from error
 
 
 def _refusal(path: Path, key: str, reason: str) -> UserError:
