@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ldis_lightning.alignment import PseudoMask
 from ldis_lightning.checkpoints import check_fingerprints, fingerprints, keep_trained
+from ldis_lightning.continuation import accumulated_gradients, restore_gradients, seed_of_step
 from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.evaluation.scores import EpisodeScores, SetResult
 from ldis_lightning.evaluation.scoring import Scoreboard, concept_masks, score
@@ -53,6 +54,8 @@ class EpisodeModule(L.LightningModule):
         self.results: dict[str, dict[str, SetResult]] = {}
         self._boards: dict[str, Scoreboard] = {}  # "<stage>/<set>" -> how it is scored
         self._scores = nn.ModuleDict()  # "<stage>/<set>" -> EpisodeScores
+        self._seed: int | None = None  # of torch's own random numbers in training
+        self._gradients: dict[str, Tensor] = {}  # of a checkpoint, until training starts
 
     def training_loss(self, batch: EpisodeBatch) -> dict[str, Tensor]:
         """Losses of a batch on the device: `"loss"` is what is minimised, the others are logged."""
@@ -126,6 +129,33 @@ class EpisodeModule(L.LightningModule):
         would lie beside them."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad(set_to_none=True)
+
+    # ---- To go on from a checkpoint exactly
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook: keep what `ldis_lightning.continuation` is about."""
+        checkpoint["draws"] = {"seed": self._seed}
+        checkpoint["gradients"] = accumulated_gradients(self, self.trainer.world_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook."""
+        self._seed = checkpoint.get("draws", {}).get("seed")
+        self._gradients = checkpoint.get("gradients", {})
+
+    def on_train_start(self) -> None:
+        """Lightning's hook: go on with the gradients of a checkpoint that was made before the optimiser's step."""
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+        restore_gradients(self, self._gradients)
+        self._gradients = {}
+
+    def on_train_batch_start(self, batch: EpisodeBatch, batch_idx: int) -> None:
+        """Lightning's hook: what torch draws in a step follows from the step."""
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.total.processed
+        torch.manual_seed(seed_of_step(self._seed or 0, done, self.global_rank))
+
+    # ---- Steps
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         """One step; logs every loss."""
@@ -252,7 +282,8 @@ class InContextSegmenter(EpisodeModule):
                 shard(network, self.device_mesh["data_parallel"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook: keep the fingerprints of the weights that are left out."""
+        """Lightning's hook: also keep the fingerprints of the weights that are left out."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["fingerprints"] = self._fingerprints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -262,6 +293,7 @@ class InContextSegmenter(EpisodeModule):
             UserError: the frozen weights are others than in training.
         """
         check_fingerprints(checkpoint.get("fingerprints", {}), self._fingerprints)
+        super().on_load_checkpoint(checkpoint)
 
     def encode_references(self, batch: EpisodeBatch | ClipBatch) -> Instruction:
         """The instruction of a batch's references; may be reused for any number of queries of the same references."""
@@ -350,6 +382,7 @@ class InContextSegmenter(EpisodeModule):
 
     def on_train_start(self) -> None:
         """Lightning's hook: see `forget`."""
+        super().on_train_start()
         self.forget()
 
     def on_predict_start(self) -> None:
