@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ldis_lightning.benchmarks.report import Row, print_rows
+from ldis_lightning.benchmarks.report import print_rows, raced
 from ldis_lightning.benchmarks.settings import Settings, count_flops, parser, settings
-from ldis_lightning.benchmarks.turns import Contender, Unfit, Work, race
+from ldis_lightning.benchmarks.turns import Work
 from ldis_lightning.datamodules.commands import at_least
 
 if TYPE_CHECKING:
@@ -45,22 +45,13 @@ def main(args: Sequence[str]) -> int:
         (f"LDIS-1, {parsed.queries} queries", OneStep(), parsed.queries),
         (f"LDIS-n, {parsed.steps} steps, 1 query", ManySteps(parsed.steps), 1),
     )
-    rows = [
-        _raced(label, common, (model, parsed.references, queries), parsed.turns, parsed.alone)
-        for label, model, queries in tqdm(models, "rows", leave=False, disable=None)
-    ]
+    rows = []
+    for label, model, queries in tqdm(models, "rows", leave=False, disable=None):
+        work = (model, parsed.references, queries)
+        builds = (partial(baseline_inference, *work), partial(our_inference, *work))
+        rows.append(raced(label, common, builds, parsed, WARMUP, queries))
     print_rows(f"Inference with {parsed.references} references", common, rows)
     return 0
-
-
-def _raced(label: str, common: Settings, work: tuple[OneStep | ManySteps, int, int], turns: int, alone: bool) -> Row:
-    """`work`: the model, the number of references and that of queries."""
-    builds = (partial(baseline_inference, *work), partial(our_inference, *work))
-    try:
-        records = race([Contender(common, build) for build in builds], turns, WARMUP, alone)
-    except Unfit as unfit:
-        return Row(label, note=str(unfit))
-    return Row(label, *records, pictures=work[2])
 
 
 class OneStep:

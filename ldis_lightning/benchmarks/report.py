@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ldis_lightning.benchmarks.settings import Settings
-from ldis_lightning.benchmarks.turns import Record
+from ldis_lightning.benchmarks.turns import Contender, Record, Unfit, Work, race
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,28 @@ class Row:
         if self.baseline is None or self.ours is None or not self.baseline.memory:
             return None
         return self.ours.memory / self.baseline.memory
+
+
+def raced(
+    label: str,
+    settings: Settings,
+    builds: Sequence[Callable[[Settings], Work]],
+    options: Namespace,
+    warmup: int,
+    pictures: int,
+) -> Row:
+    """Race the baseline and ours, which `builds` make in this order; a row without records where one cannot run.
+
+    Args:
+        options: those of `settings.parser`, as parsed.
+        warmup: see `turns.race`.
+        pictures: see `Row`.
+    """
+    contenders = [Contender(settings, build) for build in builds]
+    try:
+        return Row(label, *race(contenders, options.turns, warmup, options.alone), pictures=pictures)
+    except Unfit as unfit:
+        return Row(label, note=str(unfit))
 
 
 def print_rows(title: str, settings: Settings, rows: Sequence[Row]) -> None:

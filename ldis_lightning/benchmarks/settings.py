@@ -61,8 +61,7 @@ class Settings:
 
     def set_up(self, module: InContextSegmenter) -> None:
         """Apply the module's execution, as its `configure_model` does in a run of this precision."""
-        networks = (module.autoencoder, module.instruction.encoder)
-        module.execution.apply(module.unet, networks, self.precision == "bf16-mixed")
+        module.apply_execution(self.precision)
 
 
 def parser(program: str, description: str) -> Parser:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ldis_lightning.benchmarks.report import Row, print_rows
+from ldis_lightning.benchmarks.report import print_rows, raced
 from ldis_lightning.benchmarks.settings import Settings, count_flops, parser, settings
-from ldis_lightning.benchmarks.turns import Contender, Unfit, Work, race
+from ldis_lightning.benchmarks.turns import Work
 from ldis_lightning.datamodules.commands import at_least
 from ldis_lightning.errors import UserError
 
@@ -47,21 +47,12 @@ def main(args: Sequence[str]) -> int:
 
     common = settings(parsed)
     variants = [variant for name, variant in VARIANTS.items() if name in parsed.rows]
-    rows = [
-        _raced(common, parsed.batch, variant, parsed.turns, parsed.alone)
-        for variant in tqdm(variants, "rows", leave=False, disable=None)
-    ]
+    rows = []
+    for variant in tqdm(variants, "rows", leave=False, disable=None):
+        builds = (partial(baseline_step, parsed.batch), partial(our_step, parsed.batch, variant.options))
+        rows.append(raced(variant.label, common, builds, parsed, BATCHES, parsed.batch))
     print_rows(f"Training step of LDIS-1, batch {parsed.batch}", common, rows)
     return 0
-
-
-def _raced(common: Settings, batch: int, variant: Variant, turns: int, alone: bool) -> Row:
-    try:
-        builds = (partial(baseline_step, batch), partial(our_step, batch, variant.options))
-        records = race([Contender(common, build) for build in builds], turns, BATCHES, alone)
-    except Unfit as unfit:
-        return Row(variant.label, note=str(unfit))
-    return Row(variant.label, *records, pictures=batch)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Whether weights fit a model, said before and after loading in words that name the config that would fit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -8,9 +8,7 @@ from ldis_lightning.checkpoints import left_out
 from ldis_lightning.conversion.source import Source
 from ldis_lightning.errors import UserError
 from ldis_lightning.meta_architectures.base import InContextSegmenter
-
-SHOWN = 3
-"""Names in a message, of however many there are."""
+from ldis_lightning.suggestions import some
 
 
 def load(source: Source, model: InContextSegmenter) -> None:
@@ -27,8 +25,8 @@ def load(source: Source, model: InContextSegmenter) -> None:
     if target is model.unet:
         _check_frozen(source, model)
     if missing or unexpected:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has {_some(unexpected)} more than the model"] if unexpected else []
+        parts = [f"lacks {some(missing)}"] if missing else []
+        parts += [f"has {some(unexpected)}, which the model has not"] if unexpected else []
         raise UserError(
             f"`{source.path}` does not fit the config's model, {type(model).__name__}: it {' and '.join(parts)}. "
             "Name with `--config` the config that it was trained with."
@@ -41,7 +39,7 @@ def _check_frozen(source: Source, model: InContextSegmenter) -> None:
     random = [name for name, _ in model.named_parameters() if name not in held and not name.startswith("unet.")]
     if random:
         raise UserError(
-            f"`{source.path}` holds a U-Net alone, and the config gives {_some(random)} random weights: use a config "
+            f"`{source.path}` holds a U-Net alone, and the config gives {some(random)} random weights: use a config "
             "whose prompt encoder and autoencoder read theirs from files, e.g. configs/ldis1.yaml."
         )
 
@@ -79,9 +77,3 @@ def _input_message(found: int, expected: int, latent: int) -> str:
         return f"{what}; with latents of {latent} channels no model takes so many: check model.autoencoder."
     kind, config = kinds[found]
     return f"{what}. So it is an {kind}: use `--config {config}`, or the config that it was trained with."
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - SHOWN} more tensors" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -275,8 +275,7 @@ class InContextSegmenter(EpisodeModule):
         if self._configured:  # a second fit of the same model, or a callback that wants it early
             return
         self._configured = True
-        precision = self._trainer.precision if self._trainer is not None else "32-true"
-        self.execution.apply(self.unet, (self.autoencoder, self.instruction.encoder), precision.startswith("bf16"))
+        self.apply_execution(self._trainer.precision if self._trainer is not None else "32-true")
         if self.device_mesh is not None:
             for network in (self.unet, self.instruction.encoder):
                 shard(network, self.device_mesh["data_parallel"])
@@ -294,6 +293,11 @@ class InContextSegmenter(EpisodeModule):
         """
         check_fingerprints(checkpoint.get("fingerprints", {}), self._fingerprints)
         super().on_load_checkpoint(checkpoint)
+
+    def apply_execution(self, precision: str) -> None:
+        """Set up `execution` for a run of this precision, one of Lightning's names."""
+        networks = (self.autoencoder, self.instruction.encoder)
+        self.execution.apply(self.unet, networks, precision.startswith("bf16"))
 
     def encode_references(self, batch: EpisodeBatch | ClipBatch) -> Instruction:
         """The instruction of a batch's references; may be reused for any number of queries of the same references."""

@@ -11,13 +11,12 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from ldis_lightning.errors import UserError
+from ldis_lightning.suggestions import some
 from ldis_lightning.weights.known import known_part
 from ldis_lightning.weights.reading import read_state
 from ldis_lightning.weights.resolve import CONFIG, resolve, weights_file
 
 M = TypeVar("M", bound=ModelMixin)
-SHOWN = 3
-"""Names of layers that a message lists."""
 
 
 def on_meta() -> bool:
@@ -101,8 +100,7 @@ def check_fit(wanted: Mapping[str, torch.Size], state: Mapping[str, Any], where:
 
 
 def _list(complaint: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{complaint} {', '.join(names[:SHOWN])}{more}" if names else ""
+    return f"{complaint} {some(names)}" if names else ""
 
 
 def _read_config(path: Path, key: str) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_a_row_that_cannot_run_says_why(monkeypatch, capsys):
             raise Unfit("out of memory")
         return [Record([2.0, 4.0, 9.0], 1000_000_000), Record([2.0, 1.0, 8.0], 800_000_000)]
 
-    monkeypatch.setattr(step, "race", race)
+    monkeypatch.setattr(report, "race", race)
     assert main(["bench", "step", "--rows", "ours", "lora", "--batch", "8", "--calls", "2", "--device", "cpu"]) == 0
     title, _, baseline, ours, lora, legend = capsys.readouterr().out.splitlines()
     assert "batch 8, scale mid" in title and "baseline's" in legend

@@ -62,8 +62,8 @@ def test_missing_surplus_and_reshaped_tensors(tmp_path: Path, capsys: pytest.Cap
     changed = {name: tensor for name, tensor in state.items() if name not in removed} | {"adapter.w": torch.ones(1)}
     torch.save(changed, tmp_path / "changed.pt")
     said = refusal(tmp_path / "changed.pt", config_block(tmp_path), tmp_path, capsys)
-    assert f"lacks {', '.join(removed[:3])} and {len(removed) - 3} more tensors" in said
-    assert "has adapter.w more than the model" in said
+    assert f"lacks {', '.join(removed[:3])} and {len(removed) - 3} more" in said
+    assert "has adapter.w, which the model has not" in said
     torch.save(state | {"conv_out.bias": torch.ones(3)}, tmp_path / "reshaped.pt")
     said = refusal(tmp_path / "reshaped.pt", config_block(tmp_path), tmp_path, capsys)
     assert "conv_out.bias has the shape (3,), but the model needs (4,)" in said
