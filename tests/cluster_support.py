@@ -93,3 +93,15 @@ class KeepLogits(Callback):
         logits = fixed_logits(pl_module)
         if trainer.is_global_zero:
             torch.save(logits, self.path)
+
+
+class SaveAfter(Callback):
+    """Saves to `path` after so many batches of this process, which may be between two steps of the optimiser."""
+
+    def __init__(self, path: str, batches: int) -> None:
+        self.path, self.batches, self.seen = path, batches, 0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.seen += 1
+        if self.seen == self.batches:
+            trainer.save_checkpoint(self.path)
