@@ -99,6 +99,8 @@ _HOMES = (  # in the order of search: what is slow to import comes last
     "protocols",
     "evaluation_set",
     "synthetic",
+    "remote",
+    "damage",
     "geometry",
     "augment",
     "episodes",

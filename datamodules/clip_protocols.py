@@ -65,7 +65,7 @@ class FirstFramePrompt(Protocol):
             shown = next(iter(catalogue.treatment.shown_classes(class_id, classes, draw)), None)
             if shown is None:
                 raise UserError(
-                    f"{catalogue.source.shards}: {catalogue.index.clip_names[clip]} shows one class alone, so the "
+                    f"{catalogue.source.shards}: {catalogue.index.clip_name(clip)} shows one class alone, so the "
                     f"treatment {type(catalogue.treatment).__name__} has no other one to show."
                 )
             yield Episode(query, (prompt,), class_id, seed, shown)

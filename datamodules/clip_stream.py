@@ -3,7 +3,7 @@ does not grow with the length of a clip.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from ldis_lightning.datamodules.decode import FrameReader, reference_mask
+from ldis_lightning.datamodules.fetch import episode_meta
 from ldis_lightning.datamodules.geometry import fit_square, keep_concept
 from ldis_lightning.datamodules.pools import describe
 from ldis_lightning.datamodules.source import Episode
 from ldis_lightning.datamodules.stream import this_worker
 from ldis_lightning.datamodules.treatment import ReferenceTreatment
-from ldis_lightning.episode import IGNORE_INDEX, ClipBatch, EpisodeMeta, FirstFrame
+from ldis_lightning.episode import IGNORE_INDEX, ClipBatch, FirstFrame
 from ldis_lightning.errors import UserError
 
 
@@ -95,6 +96,7 @@ class ClipFetch:
     treatment: ReferenceTreatment
     size: int
     originals: bool = False
+    _prompt: tuple[int, tuple[np.ndarray, np.ndarray]] | None = field(default=None, init=False, repr=False)
 
     def __call__(self, steps: Iterable[ClipStep]) -> Iterator[ClipBatch | UserError]:
         """Batches. A `UserError` is passed on instead of raised: a loader would bury it in the worker's traceback."""
@@ -114,7 +116,7 @@ class ClipFetch:
         class_ids = [episode.class_id for episode in concepts]
         if len(class_ids) >= IGNORE_INDEX:
             raise UserError(f"{self._key(concepts[0])}: a clip may have 254 concepts, and this has {len(class_ids)}.")
-        prompt = self.reader.read(concepts[0].references[0])
+        prompt = self._read_prompt(concepts[0].references[0])
         references = self._references(*prompt, [episode.reference_class for episode in concepts])
         frames = [self._frame(of_frame, class_ids) for of_frame in step.frames]
         images, labels, originals, pictures = zip(*frames, strict=True)
@@ -129,7 +131,10 @@ class ClipFetch:
             valid=torch.full((len(frames),), step.valid),
             labels=_stack(labels),
             labels_original=[torch.from_numpy(original) for original in originals],
-            meta=[self._meta(of_frame[0], original) for of_frame, original in zip(step.frames, originals, strict=True)],
+            meta=[
+                episode_meta(self.reader.index, of_frame[0], "", original, self.size)
+                for of_frame, original in zip(step.frames, originals, strict=True)
+            ],
             class_names=[names.get(class_id, str(class_id)) for class_id in class_ids],
             label_values=class_ids,
             context=self._context(concepts),
@@ -139,6 +144,15 @@ class ClipFetch:
         if step.opens and step.valid:
             batch["first_frame"] = self._first_frame(concepts[0].references[0], prompt, class_ids)
         return batch
+
+    def _read_prompt(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and label map of a prompt. The last one is kept, as the steps of a clip follow each other."""
+        if self._prompt is None or self._prompt[0] != row:
+            image, labels = self.reader.read(row)
+            for array in (image, labels):
+                array.setflags(write=False)  # other steps will get the same
+            self._prompt = row, (image, labels)
+        return self._prompt[1]
 
     def _frame(self, episodes: list[Episode], class_ids: list[int]) -> tuple[np.ndarray, ...]:
         """Picture and labels as squares, then labels and picture at the original size."""
@@ -162,20 +176,6 @@ class ClipFetch:
         index = self.reader.index
         return FirstFrame(
             image=image, labels=numbered(labels, class_ids), key=index.key(row), frame=int(index.frame[row])
-        )
-
-    def _meta(self, episode: Episode, original: np.ndarray) -> EpisodeMeta:
-        index, row = self.reader.index, episode.query
-        whole = fit_square(original.shape, self.size)
-        return EpisodeMeta(
-            dataset=index.name,
-            query_key=index.key(row),
-            reference_keys=[index.key(reference) for reference in episode.references],
-            class_name="",
-            clip=index.clip_names[index.clip[row]],
-            frame=int(index.frame[row]),
-            original_size=(original.shape[0], original.shape[1]),
-            content=(0, 0, whole.height, whole.width),
         )
 
     def _context(self, concepts: list[Episode]) -> str:

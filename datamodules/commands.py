@@ -230,11 +230,11 @@ def _index(args: list[str]) -> int:
 
 def _verify(args: list[str]) -> int:
     parser = Parser("ldis data verify", "Read a whole data set and compare it with the SHA-256 sums in its index.")
-    parser.add_argument("folder", metavar="DIR", help="folder of the data set")
+    parser.add_argument("folder", metavar="DIR", help="folder of the data set, or its address")
     namespace = parser.parse(args)
-    from ldis_lightning.datamodules.index import ShardIndex
+    from ldis_lightning.datamodules.remote import open_index
 
-    index = ShardIndex.open(namespace.folder)
+    index = open_index(namespace.folder)
     index.verify()
     print(f"{namespace.folder} is what its index says: {len(index)} frames, hash {index.hash}")
     return 0
@@ -242,7 +242,7 @@ def _verify(args: list[str]) -> int:
 
 def _show(args: list[str]) -> int:
     parser = Parser("ldis data show", "Describe a data set and draw a contact sheet of its episodes.")
-    parser.add_argument("folder", metavar="DIR", help="folder of the data set")
+    parser.add_argument("folder", metavar="DIR", help="folder of the data set, or its address")
     parser.add_argument("--out", default="sheet.png", metavar="FILE", help="the picture to write (default: sheet.png)")
     parser.add_argument("--episodes", type=at_least(1), default=8, metavar="N", help="how many to draw (default: 8)")
     parser.add_argument(
@@ -252,9 +252,9 @@ def _show(args: list[str]) -> int:
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the draw (default: 0)")
     namespace = parser.parse(args)
     from ldis_lightning.datamodules.contact_sheet import contact_sheet
-    from ldis_lightning.datamodules.index import ShardIndex
+    from ldis_lightning.datamodules.remote import open_index
 
-    print(_description(ShardIndex.open(namespace.folder)))
+    print(_description(open_index(namespace.folder)))
     arguments = (namespace.episodes, namespace.references, namespace.seed, namespace.classes)
     sheet = contact_sheet(namespace.folder, *arguments)
     try:
@@ -267,13 +267,13 @@ def _show(args: list[str]) -> int:
 
 def _stats(args: list[str]) -> int:
     parser = Parser("ldis data stats", "Count the classes, picture sizes and clip lengths of a data set and draw them.")
-    parser.add_argument("folder", metavar="DIR", help="folder of the data set")
+    parser.add_argument("folder", metavar="DIR", help="folder of the data set, or its address")
     parser.add_argument("--out", default="stats.png", metavar="FILE", help="the picture to write (default: stats.png)")
     namespace = parser.parse(args)
-    from ldis_lightning.datamodules.index import ShardIndex
+    from ldis_lightning.datamodules.remote import open_index
     from ldis_lightning.datamodules.stats import as_text, draw, stats_of
 
-    stats = stats_of(ShardIndex.open(namespace.folder))
+    stats = stats_of(open_index(namespace.folder))
     print(as_text(stats))
     draw(stats, namespace.out)
     print(f"picture: {namespace.out}")
@@ -282,7 +282,7 @@ def _stats(args: list[str]) -> int:
 
 def _description(index: "ShardIndex") -> str:
     """Size of a data set and a line a class, for people."""
-    clips = f" of {len(index.clip_names)} clips" if index.clip_names else ""
+    clips = f" of {index.clips} clips" if index.clips else ""
     shards = f"{len(index.shards)} shard{'s' if len(index.shards) > 1 else ''}"
     megabytes = sum(shard.size for shard in index.shards) / 1e6
     lines = [f"{index.name}: {len(index)} frames{clips}, {len(index.classes)} classes, {shards} of {megabytes:.1f} MB"]
@@ -291,7 +291,7 @@ def _description(index: "ShardIndex") -> str:
     if len(shown) > MOST_CLASSES:
         shown = sorted(shown, key=lambda class_id: frames[class_id], reverse=True)[:MOST_CLASSES]
     width = max((len(index.classes[class_id]) for class_id in shown), default=0)
-    total = index.size.astype("int64").prod(axis=1).sum()
+    total = index.size.prod(axis=1, dtype="int64").sum()
     for class_id in shown:
         share = index.pixels(class_id).sum() / total
         lines.append(

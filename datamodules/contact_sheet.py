@@ -12,6 +12,7 @@ from ldis_lightning.datamodules.decode import FrameReader
 from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.pairing import AcrossImages, Pairing, WithinClip
+from ldis_lightning.datamodules.remote import open_index
 from ldis_lightning.datamodules.source import Episode
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
@@ -47,7 +48,7 @@ def contact_sheet(
     Raises:
         UserError: the data set cannot be read or allows no such episode.
     """
-    index = ShardIndex.open(folder)
+    index = open_index(str(folder))
     for class_id in classes or ():
         if class_id not in index.classes:
             known = ", ".join(f"{number}={name}" for number, name in sorted(index.classes.items()))
@@ -104,7 +105,7 @@ def _page(index: ShardIndex, rows: list[Image.Image]) -> Image.Image:
     heights = [max(row.height for row in line) for line in lines]
     page = Image.new("RGB", (max(width, 2 * TILE + 2 * MARGIN + GAP), HEADING + MARGIN + sum(heights)), PAGE)
     pen = ImageDraw.Draw(page)
-    clips = f" of {len(index.clip_names)} clips" if index.clip_names else ""
+    clips = f" of {index.clips} clips" if index.clips else ""
     summary = f"{len(index)} frames{clips}, {len(index.classes)} classes"
     heading = _shortened(index.name, _font(24), page.width - 2 * MARGIN - pen.textlength(summary, font=_font(15)) - 20)
     pen.text((MARGIN, MARGIN + 20), heading, fill=INK, font=_font(24), anchor="ls")

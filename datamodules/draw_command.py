@@ -9,9 +9,10 @@ from docstring_parser import parse
 
 from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
 from ldis_lightning.datamodules.few_shot import FewShot
-from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.protocol import Protocol
 from ldis_lightning.datamodules.protocols import PROTOCOLS
+from ldis_lightning.datamodules.remote import open_index
+from ldis_lightning.datamodules.remote.address import is_address
 from ldis_lightning.errors import UserError
 from ldis_lightning.suggestions import did_you_mean
 
@@ -25,7 +26,7 @@ def add_arguments(parser: Any, whole_number: Any) -> None:
     """
     summaries = "\n".join(f"  {name:<14} {_summary(protocol)}" for name, protocol in PROTOCOLS.items())
     parser.epilog = f"protocols:\n{summaries}"
-    parser.add_argument("folder", metavar="DIR", help="folder of the data set")
+    parser.add_argument("folder", metavar="DIR", help="folder of the data set, or its address")
     parser.add_argument("--protocol", default="ldis", metavar="NAME", help="one of those below (default: ldis)")
     parser.add_argument("--out", metavar="FILE", help="the manifest to write (default: DIR/PROTOCOL[-FOLD].json)")
     parser.add_argument("--references", type=whole_number(1), default=1, metavar="K", help="of an episode (default: 1)")
@@ -44,7 +45,9 @@ def run(arguments: Any) -> int:
     Raises:
         UserError: the protocol does not exist or does not take a setting, or the data set does not allow it.
     """
-    index = ShardIndex.open(arguments.folder)
+    index = open_index(arguments.folder)
+    if is_address(arguments.folder) and not arguments.out:
+        raise UserError("--out is needed where the data set is not a folder: name the file to write.")
     settings = {name: getattr(arguments, name) for name in ("fold", "episodes", "runs")}
     protocol = make_protocol(arguments.protocol, {k: v for k, v in settings.items() if v is not None})
     source = EvaluationSource(

@@ -12,17 +12,21 @@ from torch.utils.data import DataLoader
 from ldis_lightning.datamodules import augment
 from ldis_lightning.datamodules.augment import Photometric
 from ldis_lightning.datamodules.clip_stream import ClipFetch, ClipSteps
+from ldis_lightning.datamodules.damage import LEDGER, DamagePolicy, Ledger, Quarantine, Substitutes
 from ldis_lightning.datamodules.decode import FrameReader
 from ldis_lightning.datamodules.evaluation_set import EvaluationSet, EvaluationSource
 from ldis_lightning.datamodules.fetch import Collate, Fetch
 from ldis_lightning.datamodules.geometry import RandomCrop, TrainingGeometry
-from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.manifest import Manifest
 from ldis_lightning.datamodules.mixture import Mixing, MixturePlan, PerSample, part_seed
 from ldis_lightning.datamodules.plan import TrainingPlan
+from ldis_lightning.datamodules.pools import describe
 from ldis_lightning.datamodules.prepare import DataPreparation
+from ldis_lightning.datamodules.remote import Prefetch, ShardCache, needs_of_plan, open_index
+from ldis_lightning.datamodules.remote.address import is_address
 from ldis_lightning.datamodules.source import EpisodeSource, TrainingSource
 from ldis_lightning.datamodules.stream import EvaluationLoader, EvaluationSteps, TrainingLoader, TrainingSteps, Workers
+from ldis_lightning.datamodules.stream_state import check_state, stream_state
 from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.scoring import Scoreboard
@@ -55,6 +59,8 @@ class EpisodeDataModule(LightningDataModule):
         geometry: how training squares are cut; null for RandomCrop.
         augmentation: changes of colour in training; null for none.
         prepare: makes the data before it is opened; null where it exists.
+        damage: what training does about samples that cannot be read; null for Quarantine. Evaluation stops at them.
+        cache: where data sets with an address are kept on this machine; null for ShardCache.
         val_episodes: validation takes an even subset of so many episodes of each set; null for all. Tests take all.
         window_shards: shards from which the references of a training batch are drawn where they suffice.
     """
@@ -79,6 +85,8 @@ class EpisodeDataModule(LightningDataModule):
         prepare: DataPreparation | None = None,
         val_episodes: int | None = None,
         window_shards: int = 16,
+        damage: DamagePolicy | None = None,
+        cache: ShardCache | None = None,
     ) -> None:
         super().__init__()
         sizes = {"image_size": image_size, "references": references, "batch_size": batch_size}
@@ -104,9 +112,11 @@ class EpisodeDataModule(LightningDataModule):
         self.batches_per_epoch, self.val_episodes, self.window_shards = batches_per_epoch, val_episodes, window_shards
         self.num_workers, self.start_method, self.seed = num_workers, start_method, seed
         self.geometry, self.augmentation, self.prepare = geometry or RandomCrop(), augmentation, prepare
+        self.damage, self.cache = damage or Quarantine(), cache
         self.training_plan: TrainingPlan | MixturePlan | None = None
         self.evaluation_sets: dict[str, EvaluationSet] = {}
         self._loader: TrainingLoader | None = None
+        self._ledger: Ledger | None = None
         self._loaded: Mapping[str, Any] = {}
 
     # ---- Opening the data
@@ -138,7 +148,8 @@ class EpisodeDataModule(LightningDataModule):
     def trained_on(self) -> dict[str, list[str]] | None:
         """Data set -> names of the classes that training draws, or drew for the loaded checkpoint; None if unknown."""
         if self.training_plan is None:
-            return self._loaded.get("trained_on")
+            known = self._loaded.get("trained_on")
+            return known if isinstance(known, dict) else None
         classes: dict[str, list[str]] = {}
         for catalogue in self.training_plan.catalogues:
             names = [catalogue.index.classes[class_id] for class_id in catalogue.classes]
@@ -158,7 +169,7 @@ class EpisodeDataModule(LightningDataModule):
                 ranks.
         """
         if stage in (None, "fit"):
-            self._loaded = {}  # Lightning restores a checkpoint after this hook
+            self._ledger, self._loaded = None, {}  # Lightning restores a checkpoint after this hook
             self._check_world()
             if self.training_plan is None:
                 self.training_plan = self._draw_up_training()
@@ -168,9 +179,10 @@ class EpisodeDataModule(LightningDataModule):
     def _open_set(self, name: str) -> EvaluationSet:
         source = self.evaluation[name]
         try:
-            return EvaluationSet.open(source, self.references)
+            return EvaluationSet.open(source, self.references, self.cache)
         except UserError as error:
-            missing = not Path(source.shards).is_dir() and len(self.evaluation) > 1
+            is_folder = not is_address(source.shards)
+            missing = is_folder and not Path(source.shards).is_dir() and len(self.evaluation) > 1
             hint = " To test on some of the sets, name them: --data.only '[...]'." if missing else ""
             raise UserError(f"data.evaluation.{name}: {error}{hint}") from error
 
@@ -193,7 +205,7 @@ class EpisodeDataModule(LightningDataModule):
         return self._plan_of(self.train, self.seed)
 
     def _plan_of(self, source: EpisodeSource, seed: int) -> TrainingPlan:
-        index = ShardIndex.open(source.shards)
+        index = open_index(source.shards, self.cache)
         return TrainingPlan(index, source, seed, self.batch_size, self.references, self.window_shards)
 
     def teardown(self, stage: str | None = None) -> None:
@@ -204,21 +216,25 @@ class EpisodeDataModule(LightningDataModule):
     # ---- Training
 
     def train_dataloader(self) -> TrainingLoader:
-        """The stream of training batches, in passes of `batches_per_epoch`."""
+        """The stream of training batches, in passes of `batches_per_epoch`. With a trainer, call it on all ranks."""
         plan = self._plan()
         length = self.batches_per_epoch or -(-len(plan) // self.batch_size)
-        self._loader = TrainingLoader(length, self._first_batch, self._open_stream)
+        self._ledger = self._open_ledger()
+        self._loader = TrainingLoader(
+            length, self._first_batch, self._open_stream, self._ledger.note, self._fetch_ahead
+        )
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of processed global batches, the plan they came from and the classes it draws."""
+        """See `stream_state`; nothing where there is no training."""
         if self.training_plan is None:
             return {}
-        return {"batches": self._processed(), "plan": self._identity(), "trained_on": self.trained_on}
+        damaged = self._ledger.entries() if self._ledger is not None else []
+        return stream_state(self._processed(), self._identity(), self.trained_on, damaged)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember where to continue. Only training uses it, and then checks that the plan is the same."""
-        self._loaded = state_dict
+        """Remember where to continue. Only training uses it, and then checks that the stream is the same."""
+        self._loaded = state_dict if isinstance(state_dict, Mapping) else {"version": None}
 
     def _plan(self) -> TrainingPlan | MixturePlan:
         if self.training_plan is None:
@@ -226,18 +242,23 @@ class EpisodeDataModule(LightningDataModule):
         return self.training_plan
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides the training episodes."""
-        fewest = {} if self.fewest_references is None else {"fewest_references": self.fewest_references}
-        return self._plan().identity() | fewest
+        """All that decides the training batches as the model gets them, but not what is done about damage."""
+        return {
+            **self._plan().identity(),
+            "fewest_references": self.fewest_references,
+            "image_size": self.image_size,
+            "geometry": describe(self.geometry),
+            "augmentation": None if self.augmentation is None else describe(self.augmentation),
+        }
 
     def _first_batch(self) -> int:
         """Number of the next global batch.
 
         Raises:
-            UserError: a checkpoint was loaded that belongs to another plan.
+            UserError: a checkpoint was loaded whose stream is another.
         """
-        if self._loaded:
-            _check_same_plan(self._loaded["plan"], self._identity())
+        if self._loaded or (self.trainer is not None and self.trainer.ckpt_path):
+            check_state(self._loaded, self._identity())
         return self._processed()
 
     def _processed(self) -> int:
@@ -250,12 +271,29 @@ class EpisodeDataModule(LightningDataModule):
         return max(self._loaded.get("batches", 0), done)
 
     def _open_stream(self, start: int) -> DataLoader:
-        steps = TrainingSteps(self._plan(), start, self.fewest_references, *self._rank_and_world())
-        catalogues = steps.plan.catalogues
-        readers = [FrameReader(catalogue.index) for catalogue in catalogues]
-        treatments = [catalogue.treatment for catalogue in catalogues]
-        fetch = Fetch(readers, treatments, self.image_size, self.geometry)
+        plan = self._plan()
+        steps = TrainingSteps(plan, start, self.fewest_references, *self._rank_and_world())
+        readers = [FrameReader(catalogue.index) for catalogue in plan.catalogues]
+        treatments = [catalogue.treatment for catalogue in plan.catalogues]
+        fetch = Fetch(readers, treatments, self.image_size, self.geometry, Substitutes(self.damage, plan))
         return self._workers().load(steps, fetch, Collate(evaluation=False))
+
+    def _fetch_ahead(self, start: int) -> Prefetch:
+        """Fetches remote shards of the coming windows; does nothing about others."""
+        needs = needs_of_plan(self._plan(), start, *self._rank_and_world())
+        return Prefetch(needs, ahead=self.window_shards)
+
+    def _open_ledger(self) -> Ledger:
+        """The list of damaged samples, in the folder of the run's first logger where there is one.
+
+        Lightning broadcasts the folder from rank 0, so every rank must be here.
+        """
+        logs = self.trainer is not None and self.trainer.loggers
+        folder = self.trainer.log_dir if self.trainer is not None and logs else None
+        file = Path(folder) / LEDGER if folder else None
+        earlier = self._loaded.get("damaged") if self._ledger is None else self._ledger.entries()
+        first = self._rank_and_world()[0] == 0
+        return Ledger(file, self.damage.budget, earlier if isinstance(earlier, list) else (), writes_earlier=first)
 
     # ---- Evaluation
 
@@ -326,16 +364,3 @@ def _chosen(evaluation: dict[str, EvaluationSource], only: list[str] | None) -> 
             hint = did_you_mean(name, evaluation)
             raise UserError(f"data.only: there is no set `{name}`{hint}; there are {', '.join(evaluation)}.")
     return evaluation if only is None else {name: evaluation[name] for name in evaluation if name in only}
-
-
-def _check_same_plan(saved: Mapping[str, object], now: Mapping[str, object]) -> None:
-    changes = [
-        f"{name} was {saved.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted({*saved, *now})
-        if saved.get(name) != now.get(name)
-    ]
-    if changes:
-        raise UserError(
-            f"the checkpoint cannot be continued, because the training data would be another: {'; '.join(changes)}. "
-            "Restore these settings, or start a new run from the checkpoint's weights."
-        )

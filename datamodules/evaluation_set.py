@@ -10,11 +10,13 @@ from ldis_lightning.datamodules.manifest import Manifest
 from ldis_lightning.datamodules.pools import Catalogue, describe
 from ldis_lightning.datamodules.protocol import Protocol
 from ldis_lightning.datamodules.protocols import PROTOCOLS, OnePass
+from ldis_lightning.datamodules.remote import open_index
 from ldis_lightning.datamodules.source import EpisodeSource
 from ldis_lightning.datamodules.treatment import Intact, ReferenceTreatment
 from ldis_lightning.errors import UserError
 
 if TYPE_CHECKING:  # the data commands draw manifests and should not wait for torch
+    from ldis_lightning.datamodules.remote import ShardCache
     from ldis_lightning.evaluation.scoring import Scoreboard
 
 
@@ -44,17 +46,20 @@ class EvaluationSet:
     treatment: ReferenceTreatment
 
     @classmethod
-    def open(cls, source: EvaluationSource, references: int = 1) -> "EvaluationSet":
+    def open(
+        cls, source: EvaluationSource, references: int = 1, cache: "ShardCache | None" = None
+    ) -> "EvaluationSet":
         """Open the data set and draw or read the episodes.
 
         Args:
             source: the rules.
             references: K, where the source does not say.
+            cache: where a remote data set is kept; None for the default one.
 
         Raises:
             UserError: the data set is missing or damaged, or does not allow such episodes.
         """
-        index = ShardIndex.open(source.shards)
+        index = open_index(source.shards, cache)
         treatment = source.treatment or Intact()
         if source.manifest is None:
             protocol = source.protocol or OnePass()

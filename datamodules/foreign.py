@@ -7,24 +7,28 @@ JSON are read, and everything else is left alone.
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
+from zlib_ng.zlib_ng import crc32
 
 from ldis_lightning.datamodules import index
 from ldis_lightning.datamodules.index import Row, Shard, ShardIndex
 from ldis_lightning.datamodules.index_builder import IndexBuilder
+from ldis_lightning.datamodules.index_checks import is_class_id, is_name
 from ldis_lightning.datamodules.pictures import inspect_pair
-from ldis_lightning.datamodules.shards import valid_class_ids
+from ldis_lightning.datamodules.shards import check_name, valid_class_ids
 from ldis_lightning.errors import UserError
 
 MAX_PICTURE_BYTES = 2**28
 MAX_JSON_BYTES = 2**20
-BLOCK = 512  # a tar is made of such blocks, and ends with one of zeros at least
+MAX_EXTENDED_HEADER = 2**18  # bytes of all headers of a member: a long name and other attributes
+BLOCK = 512  # a tar is made of such blocks, and ends with two of zeros
+_CHUNK = 2**20
 
 _NAME = re.compile(r"(?P<key>(?:.*/|)[^./]+)\.(?P<ending>[^/]*)")  # as WebDataset cuts names: at the first dot
 _ENDING = re.compile(r"(?:(?P<frame>\d{1,9})\.)?(?P<kind>jpg|jpeg|png)", re.IGNORECASE)
@@ -66,9 +70,11 @@ def index_folder(
     Raises:
         UserError: a shard is cut short, damaged or unsafe, or a sample is incomplete; the message names shard and key.
     """
-    folder = Path(folder)
+    folder = index.local_folder(folder)
+    if name is not None:
+        check_name(name)
     paths = _shard_paths(folder)
-    previous = _previous_header(folder)
+    previous_name, previous_classes = _previous_names(folder)
     builder, shards = IndexBuilder(), list[Shard]()
     named: dict[int, str] = {}
     size = sum(path.stat().st_size for path in paths)
@@ -82,10 +88,9 @@ def index_folder(
             bar.update(path.stat().st_size)
     if not len(builder):
         raise UserError(f"no sample of KEY.jpg and KEY.png is in the shards of {folder}. {_endings(paths[0])}")
-    named |= {int(number): text for number, text in previous.get("classes", {}).items()}
-    named |= valid_class_ids(classes or {})
+    named |= previous_classes | valid_class_ids(classes or {})
     try:
-        builder.write(folder, name or previous.get("name") or folder.resolve().name, named, shards)
+        builder.write(folder, name or previous_name or _name_of(folder), named, shards)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written, and the index must lie beside the shards: {error.strerror}."
@@ -107,13 +112,23 @@ def _shard_paths(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no .tar shards.")
 
 
-def _previous_header(folder: Path) -> dict[str, Any]:
-    """The header that is there already, so that its names survive; `{}` where there is none or a damaged one."""
+def _previous_names(folder: Path) -> tuple[str | None, dict[int, str]]:
+    """The names of the data set and its classes in the index that is there already, of whatever version, so that they
+    survive; none where there is no index or a damaged one."""
     path = folder / index.HEADER
     try:
-        return index.parse_header(path) if path.is_file() else {}
+        header = index.parse_header(path) if path.is_file() else {}
     except ValueError:
-        return {}
+        return None, {}
+    name, classes = header.get("name"), header.get("classes")
+    named = classes.items() if isinstance(classes, dict) else ()
+    kept = {int(number): text for number, text in named if is_class_id(number) and is_name(text)}
+    return name if is_name(name) else None, kept
+
+
+def _name_of(folder: Path) -> str:
+    name = folder.resolve().name
+    return name if is_name(name) else "data"
 
 
 def _described(path: Path, others: list[Shard]) -> Shard:
@@ -132,7 +147,8 @@ def _index_shard(path: Path, number: int, builder: IndexBuilder, named: dict[int
             for frame in sorted(sample.frames):
                 builder.add(_row(path, stream, sample, frame, clip, number))
             if sample.description is not None:
-                named |= _class_names(_read(stream, sample.description, MAX_JSON_BYTES, path)) | named
+                for class_id, name in _class_names(_read(stream, sample.description, MAX_JSON_BYTES, path)).items():
+                    named.setdefault(class_id, name)
 
 
 def _row(path: Path, stream: IO[bytes], sample: _Sample, frame: int, clip: int, shard: int) -> Row:
@@ -140,7 +156,7 @@ def _row(path: Path, stream: IO[bytes], sample: _Sample, frame: int, clip: int, 
     key = image.name.rsplit(".", 1)[0]
     jpg, png = (_read(stream, member, MAX_PICTURE_BYTES, path) for member in (image, mask))
     size, pixels = inspect_pair(jpg, png, f"{key} in {path}")
-    return Row(key, clip, frame, size, shard, image.span, mask.span, pixels)
+    return Row(key, clip, frame, size, shard, image.span, mask.span, pixels, crc32(jpg), crc32(png))
 
 
 def _read(stream: IO[bytes], member: _Member, limit: int, path: Path) -> bytes:
@@ -202,7 +218,7 @@ def _members(path: Path) -> Iterator[_Member]:
     size = path.stat().st_size
     last, end = "its beginning", 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _Headers(FileIO(path)) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for info in tar:
                 end = info.offset_data + -(-info.size // BLOCK) * BLOCK * info.isreg()
                 if info.isreg() and info.offset_data + info.size > size:
@@ -211,12 +227,46 @@ def _members(path: Path) -> Iterator[_Member]:
                 last = info.name
                 if info.isreg():
                     yield _Member(info.name, info.offset_data, info.size)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]: else it would keep them all
+                stream.begin_member(tar.pax_headers)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is cut short or damaged after {last} ({error}): fetch or write it again.") from error
+    _check_end(path, end, last)
+
+
+class _Headers(BufferedReader):
+    """A file of which only headers can be read: `tarfile` would read and keep them at any length and number."""
+
+    _left = MAX_EXTENDED_HEADER
+
+    def begin_member(self, kept: Mapping[str, str]) -> None:
+        """Allow reading the headers of the next member, except as much as is kept of those before."""
+        self._left = MAX_EXTENDED_HEADER - sum(len(name) + len(value) for name, value in kept.items())
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read so many bytes, or as many as there are.
+
+        Raises:
+            tarfile.ReadError: they are too many for the headers of one member.
+        """
+        if size is None or not 0 <= size <= self._left:
+            raise tarfile.ReadError(f"a header claims {size} bytes, where at most {self._left} can be right")
+        self._left -= size
+        return super().read(size)
+
+
+def _check_end(path: Path, end: int, last: str) -> None:
+    """A tar ends with two blocks of zeros, after which nothing else may come: readers would never see it."""
     with path.open("rb") as stream:
         stream.seek(end)
-        if stream.read(BLOCK) != bytes(BLOCK):
+        if stream.read(2 * BLOCK) != bytes(2 * BLOCK):
             raise UserError(f"{path} is cut short or damaged after {last} (no end mark): fetch or write it again.")
+        while rest := stream.read(_CHUNK):
+            if rest.count(0) != len(rest):
+                raise UserError(
+                    f"{path} goes on after the end mark behind {last}: is it damaged, or several tars joined into one? "
+                    "Fetch or write it again."
+                )
 
 
 def _check_safe(path: Path, info: tarfile.TarInfo) -> None:

@@ -3,21 +3,45 @@
 Every geometry is a `Crop`: scale the picture, then cut a square that may reach beyond it. Only the square is computed.
 """
 
+import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+import torch
+from torch.nn.functional import interpolate
 
+from ldis_lightning.datamodules.jpeg import DIVISORS, Jpeg
+from ldis_lightning.datamodules.pictures import label_counts
 from ldis_lightning.datamodules.treatment import MID_GREY
 from ldis_lightning.episode import IGNORE_INDEX
 
+ENLARGE = 1.2
+"""How much a picture that was decoded at a fraction of its size may be enlarged."""
 
-class Picture(NamedTuple):
-    """A picture and its label map."""
+_OFF_GRID = 1 / 16  # of a pixel of the picture that is resized: so far from the grid its scaled part may begin
+_ROUNDING = 1e-9
 
-    image: np.ndarray  # (H, W, 3) uint8
-    labels: np.ndarray  # (H, W) uint8, 0 none, 255 ignore
-    in_clip: bool = False  # a frame of a clip
+
+@dataclass
+class Picture:
+    """A picture and its label map.
+
+    Args:
+        source: (H, W, 3) uint8, or a JPEG. `Crop.image` takes either and decodes no more than it needs.
+        labels: (H, W) uint8 or uint16, 0 none, 255 ignore.
+        in_clip: it is a frame of a clip.
+    """
+
+    source: np.ndarray | Jpeg
+    labels: np.ndarray
+    in_clip: bool = False
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8, decoded at its whole size. Raises what `Jpeg.decode` raises."""
+        return self.source.decode() if isinstance(self.source, Jpeg) else self.source
 
 
 class Crop(NamedTuple):
@@ -28,29 +52,40 @@ class Crop(NamedTuple):
     top: int = 0
     left: int = 0
 
-    def image(self, image: np.ndarray, size: int) -> np.ndarray:
+    def image(self, image: np.ndarray | Jpeg, size: int) -> np.ndarray:
         """Cut the square out of a picture: bilinear with antialiasing, mid-grey beyond the borders.
 
+        A JPEG that the crop makes much smaller is decoded at a fraction of its size, which takes half the time; the
+        square is then nearly the same. An array is always taken as it is.
+
         Args:
-            image: (H, W, 3) uint8.
+            image: (H, W, 3) uint8, or a JPEG.
             size: side of the square.
 
         Returns:
             (size, size, 3) uint8; the picture itself where the crop changes nothing.
+
+        Raises:
+            UserError: the JPEG is damaged.
         """
-        if image.shape[:2] == (size, size) and self == (size, size, 0, 0):
+        shape, divisor = image.shape[:2], 1
+        if isinstance(image, Jpeg):
+            shrunk = min(ENLARGE * shape[0] / self.height, ENLARGE * shape[1] / self.width)
+            divisor = max(d for d in DIVISORS if d <= max(1, shrunk))
+            image = image.decode(divisor)
+        if shape == (size, size) and self == (size, size, 0, 0):
             return image
         top, left = max(self.top, 0), max(self.left, 0)
         bottom, right = min(self.top + size, self.height), min(self.left + size, self.width)
-        if image.shape[:2] == (self.height, self.width):
+        if shape == (self.height, self.width):
             part = image[top:bottom, left:right]
         else:
-            y, x = image.shape[0] / self.height, image.shape[1] / self.width
-            box = (left * x, top * y, right * x, bottom * y)
-            part = np.asarray(
-                Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
-            )
-        square = np.full((size, size, 3), MID_GREY, np.uint8)
+            rows = _Stretch(top, bottom, shape[0] / divisor / self.height, image.shape[0])
+            columns = _Stretch(left, right, shape[1] / divisor / self.width, image.shape[1])
+            part = _resized(image, rows, columns)
+        whole = part.shape[:2] == (size, size)
+        planes = np.empty((3, size, size), np.uint8) if whole else np.full((3, size, size), MID_GREY, np.uint8)
+        square = planes.transpose(1, 2, 0)  # in memory channel by channel, as in a batch
         square[top - self.top : bottom - self.top, left - self.left : right - self.left] = part
         return square
 
@@ -68,9 +103,10 @@ class Crop(NamedTuple):
             return labels
         rows, row_inside = _nearest(self.top, self.height, labels.shape[0], size)
         columns, column_inside = _nearest(self.left, self.width, labels.shape[1], size)
-        square = labels[rows[:, None], columns[None]]
-        square[~row_inside] = IGNORE_INDEX
-        square[:, ~column_inside] = IGNORE_INDEX
+        square = labels[rows].take(columns, axis=1)
+        if not row_inside.all() or not column_inside.all():
+            square[~row_inside] = IGNORE_INDEX
+            square[:, ~column_inside] = IGNORE_INDEX
         return square
 
     def place(self, y: int, x: int, labels: np.ndarray, size: int) -> tuple[int, int]:
@@ -116,7 +152,7 @@ class WholePicture(TrainingGeometry):
         """Scale, pad and maybe mirror."""
         crop = fit_square(picture.labels.shape, size)
         labels = keep_concept(crop, picture.labels, class_id, size)
-        return _maybe_flip(crop.image(picture.image, size), labels, picture, self.flip, generator)
+        return _maybe_flip(crop.image(picture.source, size), labels, picture, self.flip, generator)
 
 
 class RandomCrop(TrainingGeometry):
@@ -150,12 +186,12 @@ class RandomCrop(TrainingGeometry):
         for _ in range(self.tries):
             crop = self._draw(picture.labels.shape, size, generator)
             labels = crop.labels(picture.labels, size)
-            if np.any(labels == class_id) and largest_cover(labels) <= self.max_cover:
+            if np.any(labels == class_id) and not _one_class_fills(labels, self.max_cover):
                 break
         else:
             crop = self._centred(picture.labels, class_id, size)
             labels = keep_concept(crop, picture.labels, class_id, size)
-        return _maybe_flip(crop.image(picture.image, size), labels, picture, self.flip, generator)
+        return _maybe_flip(crop.image(picture.source, size), labels, picture, self.flip, generator)
 
     def _scaled(self, shape: tuple[int, ...], size: float) -> tuple[int, int]:
         short, long = sorted(shape)
@@ -202,9 +238,59 @@ def keep_concept(crop: Crop, labels: np.ndarray, class_id: int, size: int) -> np
 
 def largest_cover(labels: np.ndarray) -> float:
     """Share of the most frequent class (not 0, not 255) among the pixels that are not ignored; 0 where all are."""
-    counts = np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)
+    counts = label_counts(labels)
     counts[IGNORE_INDEX] = 0
     return float(counts[1:].max() / max(1, counts.sum()))
+
+
+class _Stretch:
+    """Pixels `start` to `end` of one axis of a scaled picture, and what they are made from.
+
+    Scaling begins at a pixel of the scaled picture that lies on the grid of the original one's, so that a part of it is
+    scaled as the whole would be; the pixels before `start` are dropped.
+
+    Args:
+        start, end: of the scaled picture.
+        step: pixels of the original for one of the scaled picture.
+        length: pixels of the original.
+
+    Attributes:
+        source: the part of the original that is needed.
+        kept: the wanted part of what becomes of that.
+        scale: 1 / step.
+    """
+
+    def __init__(self, start: int, end: int, step: float, length: int) -> None:
+        reach = max(1.0, step)  # a pixel depends on so many pixels of the original on either side of its centre
+        begin = max(start - math.ceil(reach / step), 0)
+        while (begin * step + _ROUNDING) % 1 > _OFF_GRID:
+            begin -= 1
+        first = int(begin * step + _ROUNDING)
+        self.source = slice(first, min(length, math.ceil(end * step + reach) + 1))
+        self.kept = slice(start - begin, end - begin)
+        self.scale = (1 + 10 * _ROUNDING) / step  # so that the last pixel is not lost to rounding
+
+
+def _resized(image: np.ndarray, rows: _Stretch, columns: _Stretch) -> np.ndarray:
+    """Part of a picture (H, W, 3) uint8, bilinear with antialiasing.
+
+    Differs from Pillow's by one level at one pixel in a hundred, and takes a third of its time.
+
+    Returns:
+        (rows, columns, 3) uint8.
+    """
+    part = torch.from_numpy(image[rows.source, columns.source].copy())  # whole, or torch would do it in a slower way
+    scaled = interpolate(
+        part[None].permute(0, 3, 1, 2), scale_factor=(rows.scale, columns.scale), mode="bilinear", antialias=True
+    )
+    return scaled[0].permute(1, 2, 0)[rows.kept, columns.kept].numpy()
+
+
+def _one_class_fills(labels: np.ndarray, most: float) -> bool:
+    """Whether `largest_cover` is more than `most`."""
+    if np.count_nonzero(labels == 0) >= (1 - most) * labels.size:  # usual, and seen at once
+        return False
+    return largest_cover(labels) > most
 
 
 def _nearest(start: int, scaled: int, original: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -212,7 +298,7 @@ def _nearest(start: int, scaled: int, original: int, size: int) -> tuple[np.ndar
     places = np.arange(start, start + size)
     inside = (places >= 0) & (places < scaled)
     nearest = ((places + 0.5) * (original / scaled)).astype(np.int64)
-    return nearest.clip(0, original - 1), inside
+    return np.minimum(np.maximum(nearest, 0), original - 1), inside
 
 
 def _between(end: int, draw: float) -> int:

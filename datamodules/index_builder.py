@@ -1,5 +1,6 @@
 """Writing an index: rows are collected in compact arrays, by one process or one a shard, and written at the end."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,18 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from zlib_ng import zlib_ng
 
-from ldis_lightning.datamodules.index import (
-    FORMAT,
-    HEADER,
-    LABELS,
-    WIDE_COLUMNS,
-    Row,
-    Shard,
-    columns_of,
-    hash_of_header,
-    sha256_of_file,
-)
+from ldis_lightning.datamodules.index import COLUMNS, FORMAT, HEADER, LABELS, VERSION, Row, Shard, hash_of_header
 
 _ENDS = {
     "key_offset": "key_text",
@@ -28,16 +20,15 @@ _ENDS = {
     "row_offset": "row_class",
 }  # of what they index
 _DERIVED = ("class_offset", "class_row", "class_pixels")  # sorted by class once all rows are there
+_CHUNK = 2**20  # bytes
 
 
 class IndexBuilder:
     """Collects rows in compact arrays and writes them as an index."""
 
     def __init__(self) -> None:
-        typecodes = {"|u1": "B", "<u2": "H", "<i4": "i", "<i8": "q"}
-        self._values = {
-            name: array(typecodes[kind]) for name, (kind, _) in WIDE_COLUMNS.items() if name not in _DERIVED
-        }
+        typecodes = {"|u1": "B", "<u2": "H", "<u4": "I", "<i4": "i", "<i8": "q"}
+        self._values = {name: array(typecodes[kind]) for name, (kind, _) in COLUMNS.items() if name not in _DERIVED}
         for offset in _ENDS:
             self._values[offset].append(0)
 
@@ -68,6 +59,8 @@ class IndexBuilder:
         values["size"].extend(row.size)
         values["image_span"].extend(row.image_span)
         values["mask_span"].extend(row.mask_span)
+        values["image_crc"].append(row.image_crc)
+        values["mask_crc"].append(row.mask_crc)
         for class_id in sorted(row.pixels):
             values["row_class"].append(class_id)
             values["row_pixels"].append(row.pixels[class_id])
@@ -75,11 +68,11 @@ class IndexBuilder:
 
     def add_shard(self, rows: "IndexBuilder") -> None:
         """Append the rows of the next shard, which another builder has collected as those of shard 0."""
-        self._append(rows._arrays())
+        self.add_arrays(rows.arrays())
 
     def save(self, path: Path) -> None:
         """Write the rows to a file, for `load_shard`: the sizes of all arrays in bytes, then the arrays."""
-        arrays = self._arrays().values()
+        arrays = self.arrays().values()
         with path.open("wb") as stream:
             np.array([values.nbytes for values in arrays], "<i8").tofile(stream)
             for values in arrays:
@@ -90,9 +83,9 @@ class IndexBuilder:
         data = path.read_bytes()
         place, columns = 8 * len(self._values), dict[str, np.ndarray]()
         for name, size in zip(self._values, np.frombuffer(data, "<i8", len(self._values)), strict=True):
-            columns[name] = np.frombuffer(data[place : place + size], WIDE_COLUMNS[name][0])
+            columns[name] = np.frombuffer(data[place : place + size], COLUMNS[name][0])
             place += size
-        self._append(columns)
+        self.add_arrays(columns)
         return len(columns["clip"])
 
     def write(self, folder: Path, name: str, classes: dict[int, str], shards: Iterable[Shard]) -> None:
@@ -100,19 +93,17 @@ class IndexBuilder:
 
         Classes that occur but have no name are called `class N`.
         """
-        highest = max(max(classes, default=0), max(self._values["row_class"], default=0))
-        version = 1 if highest < LABELS[1] else 2
-        columns = self._columns(version)
+        columns = self._columns()
         temporary = Path(tempfile.mkdtemp(prefix=".index-", dir=folder))
         try:
             described = {}
             for column, values in columns.items():
                 np.save(temporary / f"{column}.npy", values, allow_pickle=False)
-                sha256 = sha256_of_file(temporary / f"{column}.npy")
-                described[column] = {"dtype": values.dtype.str, "shape": list(values.shape), "sha256": sha256}
+                sums = _sums(temporary / f"{column}.npy")
+                described[column] = {"dtype": values.dtype.str, "shape": list(values.shape), **sums}
             header = {
                 "format": FORMAT,
-                "version": version,
+                "version": VERSION,
                 "name": name,
                 "kind": _kind(columns["clip"]),
                 "rows": len(self),
@@ -130,34 +121,43 @@ class IndexBuilder:
             if old.is_dir() and old.name != header["column_folder"]:
                 shutil.rmtree(old)
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """Copies of what is collected."""
-        return {name: np.array(values, WIDE_COLUMNS[name][0]) for name, values in self._values.items()}
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Copies of what is collected: name of a column that is not derived from others -> its values, flat."""
+        return {name: np.array(values, COLUMNS[name][0]) for name, values in self._values.items()}
 
-    def _append(self, columns: dict[str, np.ndarray]) -> None:
-        """Append arrays as `_arrays` gives them, counting clips, shards and places from where the rows so far end."""
+    def add_arrays(self, columns: dict[str, np.ndarray]) -> None:
+        """Append rows as `arrays` gives them, counting clips, shards and places from where the rows so far end."""
         values = self._values
         clips, shard = len(values["clip_name_offset"]) - 1, values["shard"][-1] + 1 if len(self) else 0
         clip = columns["clip"]
         moved = columns | {"shard": columns["shard"] + shard, "clip": np.where(clip < 0, clip, clip + clips)}
         moved |= {offset: columns[offset][1:] + len(values[ends]) for offset, ends in _ENDS.items()}
         for name, column in moved.items():
-            values[name].frombytes(column.astype(WIDE_COLUMNS[name][0]).tobytes())
+            values[name].frombytes(column.astype(COLUMNS[name][0]).tobytes())
 
-    def _columns(self, version: int) -> dict[str, np.ndarray]:
-        kinds = columns_of(version)
-        columns = {name: np.asarray(values, kinds[name][0]) for name, values in self._values.items()}
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = {name: np.asarray(values, COLUMNS[name][0]) for name, values in self._values.items()}
         # Grouping the entries by class keeps the rows of each sorted.
         order = np.argsort(columns["row_class"], kind="stable")
         entry_row = np.repeat(np.arange(len(self), dtype=np.int64), np.diff(columns["row_offset"]))
-        counts = np.bincount(columns["row_class"], minlength=LABELS[version])
+        counts = np.bincount(columns["row_class"], minlength=LABELS)
         columns["class_offset"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         columns["class_row"], columns["class_pixels"] = entry_row[order], columns["row_pixels"][order]
-        return {name: columns[name].reshape(-1, *trailing) for name, (_, trailing) in kinds.items()}
+        return {name: columns[name].reshape(-1, *trailing) for name, (_, trailing) in COLUMNS.items()}
 
 
 def _unnamed(columns: dict[str, np.ndarray]) -> dict[int, str]:
     return {int(number): f"class {number}" for number in np.flatnonzero(np.diff(columns["class_offset"]))}
+
+
+def _sums(path: Path) -> dict[str, str | int]:
+    """SHA-256 and CRC-32 of a file."""
+    sha256, crc32 = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while data := stream.read(_CHUNK):
+            sha256.update(data)
+            crc32 = zlib_ng.crc32(data, crc32)
+    return {"sha256": sha256.hexdigest(), "crc32": crc32}
 
 
 def _kind(clip: np.ndarray) -> str:
@@ -180,5 +180,8 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -97,12 +97,21 @@ class MixturePlan:
 
     def episode(self, position: int) -> Episode:
         """The episode at a position of the endless stream."""
+        source, turn = self._place(position)
+        return self._plans[source].episode(turn)._replace(source=source)
+
+    def substitute(self, position: int, attempt: int) -> Episode:
+        """The episode that takes the place of a damaged one, from the same data set; see `TrainingPlan.substitute`."""
+        source, turn = self._place(position)
+        return self._plans[source].substitute(turn, attempt)._replace(source=source)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """The data set that a position of the stream belongs to, and the position in that one's plan."""
         block, offset = divmod(position, BLOCK)
         if self._block is None or self._block[0] != block:
             self._block = (block, *self._fill(block))
         _, sources, turns = self._block
-        source = int(sources[offset])
-        return self._plans[source].episode(int(turns[offset]))._replace(source=source)
+        return int(sources[offset]), int(turns[offset])
 
     def _fill(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each place of a block its data set and the position in that one's plan, (BLOCK,) each."""

@@ -73,8 +73,8 @@ class AcrossImages(Pairing):
     def eligible(self, members: Members) -> np.ndarray:
         """All or none: there must be two images or clips."""
         in_clip = members.clip >= 0
-        groups = len(members) - int(in_clip.sum()) + len(np.unique(members.clip[in_clip]))
-        return np.full(len(members), groups >= 2)
+        clips = len(np.unique(members.clip[in_clip])) if in_clip.any() else 0  # quick for images
+        return np.full(len(members), len(members) - np.count_nonzero(in_clip) + clips >= 2)
 
 
 class WithinClip(Pairing):

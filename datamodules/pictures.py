@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,10 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.err
 
 END_OF_IMAGE = b"\xff\xd9"  # the last marker of a JPEG
 _FRAME_MARKERS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+PROGRESSIVE = frozenset({0xFFC2, 0xFFC6, 0xFFCA, 0xFFCE})
+"""Markers of frames that are sent in several scans."""
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SMALL = 2**16  # bytes that, whatever they are, unpack into less than 2**26
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 
 
@@ -73,17 +77,25 @@ def jpeg_size(jpg: bytes, name: str) -> tuple[int, int]:
     Raises:
         UserError: it is no such JPEG or too large.
     """
-    size = _frame_size(jpg)
-    if size is not None and 0 < size[0] * size[1] <= MAX_PIXELS:
-        return size
+    frame = frame_of(jpg)
+    if frame is not None and 0 < frame.height * frame.width <= MAX_PIXELS:
+        return frame.height, frame.width
     with open_picture(jpg, "JPEG", name) as image:
         if image.mode not in ("RGB", "L"):
             raise UserError(f"{name} is a JPEG of {image.mode} colours: convert it to RGB.")
         return image.height, image.width
 
 
-def _frame_size(jpg: bytes) -> tuple[int, int] | None:
-    """Height and width from the frame header of a usual JPEG; None for any other, which PIL must look at."""
+class Frame(NamedTuple):
+    """What the frame header of a JPEG says."""
+
+    marker: int  # the kind of coding
+    height: int
+    width: int
+
+
+def frame_of(jpg: bytes) -> Frame | None:
+    """The frame header of a usual JPEG; None for any other, which a library must look at."""
     if not jpg.startswith(b"\xff\xd8\xff"):
         return None
     place = 2
@@ -92,7 +104,7 @@ def _frame_size(jpg: bytes) -> tuple[int, int] | None:
             marker, length = struct.unpack_from(">HH", jpg, place)
             if marker in _FRAME_MARKERS:
                 bits, height, width, channels = struct.unpack_from(">BHHB", jpg, place + 4)
-                return (height, width) if bits == 8 and channels in (1, 3) else None
+                return Frame(marker, height, width) if bits == 8 and channels in (1, 3) else None
             if not 0xFFC0 <= marker < 0xFFFF or 0xFFD0 <= marker < 0xFFDB:  # no segment before the frame header
                 return None
             place += 2 + length
@@ -122,14 +134,17 @@ def read_label_map(png: bytes, name: str) -> np.ndarray:
     """Decode a label map: a grey PNG of 8 or 16 bits, a 1-bit one, or one with a palette, whose indices are the labels.
 
     Returns:
-        (H, W) uint8, or uint16 where the PNG has 16 bits. 0 is none, 255 ignore in both.
+        (H, W) uint8, or uint16 where the PNG has 16 bits; read-only. 0 is none, 255 ignore in both.
 
     Raises:
         UserError: it is no such PNG or too large.
     """
     rows = _read_rows(png)
     if rows is not None:
-        return np.ascontiguousarray(rows[:, 1:])
+        return rows[:, 1:]
+    rows = _read_rows(png, 16)
+    if rows is not None:
+        return rows[:, 1:].view(">u2").astype(np.uint16)
     with open_picture(png, "PNG", name) as image:
         bits = png[24]  # bit depth in IHDR, the first chunk of every PNG
         if image.mode not in ("L", "P", "1", "I;16"):
@@ -190,20 +205,26 @@ def nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def class_pixels(labels: np.ndarray, name: str) -> dict[int, int]:
     """Pixels of each class in a label map, ids ascending, without 0 and 255.
 
-    Counts runs of equal labels, because label maps are made of few: several times as fast as a histogram of pixels.
-
     Raises:
         UserError: a label is no class id.
+    """
+    counts = label_counts(labels).tolist()
+    if len(counts) > MAX_CLASS_ID + 1:
+        raise UserError(f"{name} holds the label {len(counts) - 1}: class ids are 1 to {MAX_CLASS_ID}, without 255.")
+    return {label: int(count) for label, count in enumerate(counts) if count and label not in (0, IGNORE_INDEX)}
+
+
+def label_counts(labels: np.ndarray) -> np.ndarray:
+    """Pixels of each label 0, 1, ... in a label map of any shape: (256,) float64, or more where there are higher ones.
+
+    Counts runs of equal labels, because label maps are made of few: several times as fast as a histogram of pixels.
     """
     flat = labels.ravel()
     ends = _run_ends(flat)
     lengths = ends.copy()
     lengths[0] += 1
     lengths[1:] -= ends[:-1]
-    counts = np.bincount(flat[ends], lengths).tolist()  # float64, exact up to 2**53
-    if len(counts) > MAX_CLASS_ID + 1:
-        raise UserError(f"{name} holds the label {len(counts) - 1}: class ids are 1 to {MAX_CLASS_ID}, without 255.")
-    return {label: int(count) for label, count in enumerate(counts) if count and label not in (0, IGNORE_INDEX)}
+    return np.bincount(flat[ends], lengths, minlength=IGNORE_INDEX + 1)  # float64, exact up to 2**53
 
 
 def _run_ends(flat: np.ndarray) -> np.ndarray:
@@ -220,29 +241,40 @@ def _run_ends(flat: np.ndarray) -> np.ndarray:
     return ends + (8 * (places - np.arange(len(places))))[ends >> 3]
 
 
-def _read_rows(png: bytes) -> np.ndarray | None:
-    """Unpack the usual label map of 8 bits: grey or palette, not interlaced, rows stored as they are.
+def _read_rows(png: bytes, depth: int = 8) -> np.ndarray | None:
+    """Unpack the usual label map of 8 or 16 bits: grey or palette, not interlaced, rows stored as they are.
 
     PIL unpacks row by row, which takes several times as long.
 
     Returns:
-        (H, 1 + W) uint8, a zero and the labels of each row; None for any other file, which PIL must look at.
+        (H, 1 + W * depth / 8) uint8, a zero and the labels of each row; None for any other file, which PIL must look
+        at.
     """
     if not png.startswith(_SIGNATURE + b"\0\0\0\rIHDR") or len(png) < 33:
         return None
     width, height, bits, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", png, 16)
-    if bits != 8 or colours not in (_GREY, _PALETTE) or interlaced or not 0 < width * height <= MAX_PIXELS:
+    usual = bits == depth and (colours == _GREY or (colours == _PALETTE and bits == 8)) and not interlaced
+    if not usual or not 0 < width * height <= MAX_PIXELS:
         return None
-    size = height * (1 + width)
-    inflater = zlib_ng.decompressobj()
+    row = 1 + width * depth // 8
+    data = _unpacked(png, height * row)
+    if data is None or data[::row].count(0) != height:  # a row begins with the number of its filter
+        return None
+    return np.frombuffer(data, np.uint8).reshape(height, row)
+
+
+def _unpacked(png: bytes, size: int) -> bytes | None:
+    """What the IDAT chunks of a PNG hold; None where that is damaged or not of this size."""
     try:
-        data = inflater.decompress(_image_data(png), size + 1)
+        packed = _image_data(png)
+        if len(packed) <= _SMALL:  # at once, which is faster
+            data, whole = zlib_ng.decompress(packed, bufsize=size), True
+        else:
+            inflater = zlib_ng.decompressobj()
+            data, whole = inflater.decompress(packed, size + 1), inflater.eof
     except (zlib_ng.error, struct.error):  # pyright: ignore[reportGeneralTypeIssues]: its stub is wrong
         return None
-    filters = data[:: 1 + width]  # a row begins with the number of its filter
-    if len(data) != size or not inflater.eof or filters.count(0) != height:
-        return None
-    return np.frombuffer(data, np.uint8).reshape(height, 1 + width)
+    return data if whole and len(data) == size else None
 
 
 def _image_data(png: bytes) -> bytes:

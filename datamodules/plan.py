@@ -4,19 +4,25 @@ They do not depend on ranks, workers or what was drawn before, so that a run can
 and still every global batch holds the same episodes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ldis_lightning.datamodules.draws import Draws, draw_references
+from ldis_lightning.datamodules.draws import Draws, choose, draw_references
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.pairing import Members
-from ldis_lightning.datamodules.pools import Catalogue, Pool
-from ldis_lightning.datamodules.source import TRAINING, Episode, EpisodeSource, uniforms
+from ldis_lightning.datamodules.pools import Catalogue, Pool, pick
+from ldis_lightning.datamodules.source import SUBSTITUTES, TRAINING, Episode, EpisodeSource, uniforms
 
 PLAN_VERSION = 1
 """Changes whenever the same seed gives other episodes than before."""
+
+NEAR_SUBSTITUTES = 3
+"""As many substitutes of an episode come from its own window, whose shards are at hand."""
+
+_KEPT_CLASSES = 256
 
 
 class TrainingPlan:
@@ -82,15 +88,46 @@ class TrainingPlan:
 
     def episode(self, position: int) -> Episode:
         """The episode at a position of the endless stream."""
+        window, i = self._place(position)
+        return self._episode(window, int(window.pool.queries[i]), int(window.class_id[i]), window.draws, i)
+
+    def substitute(self, position: int, attempt: int) -> Episode:
+        """The episode that takes the place of the one at a position, where that one cannot be read.
+
+        Its query is drawn uniformly, from the same window at the first attempts and then from the whole epoch, and is
+        neither query nor reference of the episode at the position where there is any other. All else is drawn anew, by
+        the same rules.
+
+        Args:
+            position: of the stream.
+            attempt: 1, 2, ..., as substitutes may be damaged too. Those of a window have different queries, as have
+                those of the epoch, as far as there are enough.
+        """
+        if attempt < 1:
+            raise ValueError(f"attempt is {attempt}, and must be 1 or more")
+        damaged, (window, _) = self.episode(position), self._place(position)
+        key = (SUBSTITUTES, self.seed, position)
+        rows = window.pool.queries if attempt <= NEAR_SUBSTITUTES else self.catalogue.queries()
+        others = _without(_without(rows, [damaged.query]), damaged.references)
+        query = choose(others, uniforms((*key, 0), attempt))[-1]
+        draws = Draws.of((*key, attempt), 1, self.references)
+        classes = self.catalogue.classes_of_query(query)
+        class_id = int(classes[pick(draws.class_choice[0], len(classes))])
+        return self._episode(window, query, class_id, draws, 0)
+
+    def _episode(self, window: "_Window", query: int, class_id: int, draws: Draws, i: int) -> Episode:
+        """The episode of a query and a class, with entry i of the draws."""
+        pools = (window.pool.members.__getitem__, window.whole_class)
+        frame = self.catalogue.frame(query)
+        shown, references = draw_references(self.catalogue, pools, frame, class_id, draws, i)
+        return Episode(query, references, class_id, int(draws.seed[i]), shown)
+
+    def _place(self, position: int) -> tuple["_Window", int]:
+        """The window that a position lies in, and which of its queries is there."""
         epoch, offset = divmod(position, self._queries)
         if self._window is None or (epoch, offset) not in self._window:
             self._window = self._open_window(epoch, offset)
-        window = self._window
-        i = window.order[offset - window.start]
-        query, class_id = self.catalogue.frame(int(window.pool.queries[i])), int(window.class_id[i])
-        pools = (window.pool.members.__getitem__, window.whole_class)
-        shown, references = draw_references(self.catalogue, pools, query, class_id, window.draws, i)
-        return Episode(query.row, references, class_id, int(window.draws.seed[i]), shown)
+        return self._window, int(self._window.order[offset - self._window.start])
 
     def _open_window(self, epoch: int, offset: int) -> "_Window":
         key = (TRAINING, self.seed, epoch)
@@ -132,10 +169,18 @@ class _Window:
         return epoch == self.epoch and self.start <= offset < self.start + len(self.order)
 
     def whole_class(self, class_id: int) -> Members:
-        """All members of a class in the data set, looked up once a window."""
+        """All members of a class in the data set; those of the last classes asked for are kept."""
         if class_id not in self.whole:
+            if len(self.whole) >= _KEPT_CLASSES:
+                self.whole.clear()
             self.whole[class_id] = self.catalogue.members(class_id)
         return self.whole[class_id]
+
+
+def _without(rows: np.ndarray, unwanted: Sequence[int]) -> np.ndarray:
+    """The rows without some, or all of them if none would be left."""
+    others = rows[~np.isin(rows, unwanted)]
+    return others if len(others) else rows
 
 
 def _prefixed(rules: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,34 @@ from typing import Any
 
 import numpy as np
 
-from ldis_lightning.datamodules.index import ShardIndex
+from ldis_lightning.datamodules.index import LABELS, ShardIndex
 from ldis_lightning.datamodules.pairing import AcrossImages, Frame, Members
 from ldis_lightning.datamodules.source import EpisodeSource, even_subset
 from ldis_lightning.datamodules.treatment import Intact
 from ldis_lightning.errors import UserError
+
+
+class ClassMembers:
+    """The members of each class among some rows; those of a class are put together when they are first asked for.
+
+    Args:
+        index: the data set.
+        rows: (n,) int64, ascending; a row as often as it has classes.
+        class_id: (n,) the class of each.
+    """
+
+    def __init__(self, index: ShardIndex, rows: np.ndarray, class_id: np.ndarray) -> None:
+        order = np.argsort(class_id, kind="stable")
+        self._index, self._rows, self._class_id = index, rows[order], class_id[order]
+        self._members: dict[int, Members] = {}
+
+    def __getitem__(self, class_id: int) -> Members:
+        """The members of a class; none where no row shows it."""
+        if class_id not in self._members:
+            borders = np.array((class_id, class_id + 1), self._class_id.dtype)  # else all of them would be converted
+            first, last = np.searchsorted(self._class_id, borders)
+            self._members[class_id] = members_of(self._index, self._rows[first:last])
+        return self._members[class_id]
 
 
 @dataclass(frozen=True)
@@ -19,7 +42,7 @@ class Pool:
     queries: np.ndarray  # (n,) int64 rows, ascending
     class_offset: np.ndarray  # (n + 1,) int64: query -> its entries in class_id
     class_id: np.ndarray  # int64
-    members: dict[int, Members]
+    members: ClassMembers
 
     def draw_classes(self, draws: np.ndarray) -> np.ndarray:
         """A class for every query, uniform among its eligible ones.
@@ -58,13 +81,13 @@ class Catalogue:
         if unknown:
             raise UserError(f"{source.shards}: classes {unknown} do not exist; it has {_named(index.classes)}.")
         self.classes = sorted(index.classes if source.classes is None else set(source.classes))
-        self._shard_start = np.searchsorted(
-            index.shard, np.arange(len(index.shard_paths) + 1)
-        )  # rows are in shard order
-        self._eligible = {class_id: self._eligible_entries(class_id) for class_id in self.classes}
-        self._is_query = np.zeros(len(index), dtype=bool)
-        for class_id, eligible in self._eligible.items():
-            self._is_query[index.rows_of_class(class_id)[eligible]] = True
+        self._is_wanted = np.zeros(LABELS, dtype=bool)  # class -> whether the source draws it
+        self._is_wanted[self.classes] = True
+        shards = np.arange(len(index.shards) + 1, dtype=index.shard.dtype)  # of equal types, or all would be converted
+        self._shard_start = np.searchsorted(index.shard, shards)  # rows are in shard order
+        self._eligible = self._eligible_entries()
+        self._is_query = np.logical_or.reduceat(np.append(self._eligible, False), index.row_offset[:-1])
+        self._is_query &= index.classes_per_row() > 0  # which reduceat leaves out
 
     def rules(self) -> dict[str, Any]:
         """The rules without the folder, as plain values: what a checkpoint and a manifest record."""
@@ -80,22 +103,33 @@ class Catalogue:
             UserError: no row can be a query.
         """
         self._require_queries()
-        rows = np.flatnonzero(self._is_query)
-        self._is_query[:] = False
-        self._is_query[rows[even_subset(len(rows), wanted, self.source.seed)]] = True
+        if wanted is not None:
+            rows = self.queries()
+            self._is_query[:] = False
+            self._is_query[rows[even_subset(len(rows), wanted, self.source.seed)]] = True
+
+    def queries(self) -> np.ndarray:
+        """The rows that may be queries, int64, ascending."""
+        return np.flatnonzero(self._is_query)
 
     def queries_per_shard(self) -> np.ndarray:
         """(shards,) int64."""
-        total = np.concatenate([[0], np.cumsum(self._is_query)])
-        return np.diff(total[self._shard_start])
+        borders = zip(self._shard_start[:-1].tolist(), self._shard_start[1:].tolist(), strict=True)
+        return np.array([np.count_nonzero(self._is_query[first:last]) for first, last in borders], np.int64)
 
     def frame(self, row: int) -> Frame:
         """A row with its place in a clip."""
         return Frame(row, int(self.index.clip[row]), int(self.index.frame[row]))
 
+    def classes_of_query(self, row: int) -> np.ndarray:
+        """The classes that a query may be asked for, int64, ascending."""
+        entries = slice(*self.index.row_offset[row : row + 2])
+        return self.index.row_class[entries][self._eligible[entries]].astype(np.int64)
+
     def members(self, class_id: int) -> Members:
         """All rows that hold enough of a class."""
-        return self._as_members(self.index.rows_of_class(class_id)[self._usable(class_id, slice(None))])
+        enough = self.index.pixels(class_id) >= self.source.min_pixels
+        return members_of(self.index, self.index.rows_of_class(class_id)[enough])
 
     def pool(self, shards: np.ndarray | None = None) -> Pool:
         """What some shards hold (None: all of them). Time and memory grow with them, not with the data set.
@@ -104,21 +138,17 @@ class Catalogue:
             UserError: no row of the data set can be a query.
         """
         self._require_queries()
-        shards = np.arange(len(self.index.shard_paths)) if shards is None else np.sort(shards)
-        start, end = self._shard_start[shards], self._shard_start[shards + 1]
-        members, query_rows, query_classes = {}, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for class_id in self.classes:
-            rows = self.index.rows_of_class(class_id)
-            entries = _ranges(np.searchsorted(rows, start), np.searchsorted(rows, end))
-            rows = rows[entries]
-            queries = rows[self._eligible[class_id][entries] & self._is_query[rows]]
-            members[class_id] = self._as_members(rows[self._usable(class_id, entries)])
-            query_rows.append(queries)
-            query_classes.append(np.full(len(queries), class_id, np.int64))
-        rows, classes = np.concatenate(query_rows), np.concatenate(query_classes)
-        order = np.argsort(rows, kind="stable")
-        queries, first = np.unique(rows[order], return_index=True)
-        return Pool(queries, np.append(first, len(rows)), classes[order], members)
+        shards = np.arange(len(self.index.shards)) if shards is None else np.sort(shards)
+        index, start, end = self.index, self._shard_start[shards], self._shard_start[shards + 1]
+        rows, entries = _ranges(start, end), _ranges(index.row_offset[start], index.row_offset[end])
+        rows = np.repeat(rows, index.row_offset[rows + 1] - index.row_offset[rows])  # the row of each entry
+        classes = index.row_class[entries]
+        asked = self._eligible[entries] & self._is_query[rows]
+        queries, first = np.unique(rows[asked], return_index=True)
+        usable = self._is_wanted[classes] & (index.row_pixels[entries] >= self.source.min_pixels)
+        members = ClassMembers(index, rows[usable], classes[usable])
+        class_id = classes[asked].astype(np.int64)
+        return Pool(queries, np.append(first, len(class_id)), class_id, members)
 
     def _require_queries(self) -> None:
         if not self._is_query.any():
@@ -127,16 +157,23 @@ class Catalogue:
                 f"{self.rules()}"
             )
 
-    def _usable(self, class_id: int, entries: np.ndarray | slice) -> np.ndarray:
-        return self.index.pixels(class_id)[entries] >= self.source.min_pixels
+    def _eligible_entries(self) -> np.ndarray:
+        """For every (row, class) pair, in the order of rows, whether the row may be asked for the class. bool."""
+        eligible = np.zeros(len(self.index.row_class), dtype=bool)  # in the order of classes at first
+        for class_id in self.classes:
+            entries = self.index.entries_of_class(class_id)
+            if entries.start < entries.stop:
+                usable = self.index.pixels(class_id) >= self.source.min_pixels
+                usable[usable] = self.pairing.eligible(self.members(class_id))
+                eligible[entries] = usable
+        in_row_order = np.empty_like(eligible)
+        in_row_order[np.argsort(self.index.row_class, kind="stable")] = eligible
+        return in_row_order
 
-    def _eligible_entries(self, class_id: int) -> np.ndarray:
-        usable = self._usable(class_id, slice(None))
-        usable[usable] = self.pairing.eligible(self.members(class_id))
-        return usable
 
-    def _as_members(self, rows: np.ndarray) -> Members:
-        return Members(rows, self.index.clip[rows], self.index.frame[rows])
+def members_of(index: ShardIndex, rows: np.ndarray) -> Members:
+    """Rows with their places in clips."""
+    return Members(rows, index.clip[rows], index.frame[rows])
 
 
 def pick(draws: np.ndarray, counts: np.ndarray | int) -> np.ndarray:

@@ -14,8 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from zlib_ng.zlib_ng import crc32
+
 from ldis_lightning.datamodules.index import Row, Shard
 from ldis_lightning.datamodules.index_builder import IndexBuilder
+from ldis_lightning.datamodules.index_checks import is_name
 from ldis_lightning.datamodules.out_folder import OutFolder
 from ldis_lightning.datamodules.pictures import MAX_CLASS_ID, inspect_pair
 from ldis_lightning.episode import IGNORE_INDEX
@@ -61,7 +64,8 @@ class ShardFile:
         size, pixels = inspect_pair(jpg, png, key)
         image = self._write(f"{key}.jpg", jpg)  # in the order of the alphabet, as WebDataset's own writer has it
         self._write(f"{key}.json", self._description(list(pixels), size, source))
-        self.rows.add(Row(key, -1, -1, size, 0, image, self._write(f"{key}.png", png), pixels))
+        mask = self._write(f"{key}.png", png)
+        self.rows.add(Row(key, -1, -1, size, 0, image, mask, pixels, crc32(jpg), crc32(png)))
 
     def add_clip(self, clip: str, frames: Iterable[tuple[bytes, bytes]], count: int, source: str = "") -> None:
         """Append a clip as one sample of `count` frames `(jpg, png)` in order, one at a time; else as `add_image`."""
@@ -75,7 +79,8 @@ class ShardFile:
             for key, (jpg, png) in zip(keys, frames, strict=True):
                 size, pixels = inspect_pair(jpg, png, key)
                 image, mask = self._write(f"{key}.jpg", jpg), self._write(f"{key}.png", png)
-                rows.append(Row(key, self._clips, len(rows), size, 0, image, mask, pixels))
+                sums = crc32(jpg), crc32(png)
+                rows.append(Row(key, self._clips, len(rows), size, 0, image, mask, pixels, *sums))
             sizes = {row.size for row in rows}
             if len(sizes) > 1:
                 raise UserError(f"clip {clip} has frames of different sizes (height, width): {sorted(sizes)}.")
@@ -141,7 +146,7 @@ class ShardWriter:
         overwrite: replace a data set of ours that is already at `out`.
 
     Raises:
-        UserError: on entry, when `out` cannot be written.
+        UserError: a setting is not valid; or, on entry, `out` cannot be written.
     """
 
     def __init__(
@@ -154,6 +159,7 @@ class ShardWriter:
     ) -> None:
         if max_samples_per_shard < 1:
             raise UserError(f"max_samples_per_shard is {max_samples_per_shard}, and must be 1 or more.")
+        check_name(name)
         self._path, self._overwrite = out, overwrite
         self.name, self.classes, self.max_samples_per_shard = name, valid_class_ids(classes), max_samples_per_shard
         self._builder, self._shards, self._keys = IndexBuilder(), list[Shard](), set[str]()
@@ -234,19 +240,29 @@ def shard_name(number: int) -> str:
 
 
 def valid_class_ids(classes: dict[int, str]) -> dict[int, str]:
-    """The same classes, after a check that each id is in 1 .. 65534 and not 255, and each name is not blank.
+    """The same classes, after a check that each id is in 1 .. 65534 and not 255, and each name is a line of text.
 
     Raises:
-        UserError: an id is out of range or a name is blank.
+        UserError: an id is out of range or a name is none.
     """
     for number, name in classes.items():
         if not 0 < number <= MAX_CLASS_ID or number == IGNORE_INDEX:
             raise UserError(
                 f"class {number}={name}: class ids are 1 to {MAX_CLASS_ID} (0 is none) without 255, which is ignore."
             )
-        if not name.strip():
-            raise UserError(f"class {number} has a blank name.")
+        if not is_name(name):
+            raise UserError(f"class {number} has a blank name or one that cannot be printed: {name!r}.")
     return dict(classes)
+
+
+def check_name(name: str) -> None:
+    """Check that the name of a data set is a line of text.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not is_name(name):
+        raise UserError(f"the data set is named {name!r}: give a line of text.")
 
 
 def check_key(key: str) -> None:

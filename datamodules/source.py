@@ -26,7 +26,7 @@ class EpisodeSource:
     """A data set and the rules by which episodes are drawn from it.
 
     Args:
-        shards: folder of the shards and their index.
+        shards: folder of the shards and their index, or its address (https://..., s3://...).
         pairing: which images may be references of a query; null for AcrossImages.
         treatment: what is done to the references; null for Intact.
         classes: class ids to draw; null for all.
@@ -79,4 +79,4 @@ def even_subset(count: int, wanted: int | None, seed: int) -> np.ndarray:
 
 
 # First numbers of the keys of `uniforms`, so that equal seeds of different uses give independent numbers.
-TRAINING, EVALUATION, SUBSET, MIXTURE, REFERENCES = 1, 2, 3, 4, 5
+TRAINING, EVALUATION, SUBSET, MIXTURE, REFERENCES, SUBSTITUTES = 1, 2, 3, 4, 5, 6

@@ -42,7 +42,7 @@ class Stats(NamedTuple):
 
 def stats_of(index: ShardIndex) -> Stats:
     """Count what a data set consists of. Only its index is read."""
-    total = max(1, int(index.size.astype(np.int64).prod(axis=1).sum()))
+    total = max(1, int(index.size.prod(axis=1, dtype=np.int64).sum()))
     classes = []
     for class_id, name in sorted(index.classes.items()):
         pixels = int(index.pixels(class_id).sum())
@@ -51,7 +51,7 @@ def stats_of(index: ShardIndex) -> Stats:
     order = np.argsort(-counts, kind="stable")
     listed = [((int(h), int(w)), int(n)) for (h, w), n in zip(sizes[order], counts[order], strict=True)]
     clip = np.asarray(index.clip)
-    lengths = np.bincount(clip[clip >= 0], minlength=len(index.clip_names))
+    lengths = np.bincount(clip[clip >= 0], minlength=index.clips)
     return Stats(index.name, len(index), classes, listed, lengths, index.classes_per_row())
 
 

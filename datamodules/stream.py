@@ -4,21 +4,38 @@ The worker side is a `webdataset.DataPipeline`: plan -> steps -> read, decode, c
 that workers may be forked or spawned. This module does not import Lightning, because spawned workers import it.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
-from typing import Any
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 from webdataset.pipeline import DataPipeline
 
+from ldis_lightning.datamodules.damage import DamagedSample
 from ldis_lightning.datamodules.fetch import Step
 from ldis_lightning.datamodules.mixture import MixturePlan
 from ldis_lightning.datamodules.plan import TrainingPlan
 from ldis_lightning.datamodules.source import REFERENCES, Episode, uniforms
 from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from ldis_lightning.datamodules.remote import Prefetch
+
+_SIGNALS = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+}  # by which a training process is told to stop
 
 
 @dataclass
@@ -47,7 +64,9 @@ class TrainingSteps:
             episodes = self.plan.batch(number, self.rank, self.world)
             kept = self.references(number, len(episodes[0].references))
             episodes = [episode._replace(references=episode.references[:kept]) for episode in episodes]
-            yield Step(episodes, [True] * len(episodes), [-1] * len(episodes))
+            first = number * self.plan.batch_size
+            positions = range(first, first + self.plan.batch_size)[self.rank :: self.world]
+            yield Step(episodes, [True] * len(episodes), list(positions))
 
     def references(self, number: int, most: int) -> int:
         """K of a global batch, equal on all ranks."""
@@ -113,6 +132,7 @@ class Workers:
             num_workers=self.number,
             multiprocessing_context=self.start_method if self.number else None,
             pin_memory=self.pin_memory,
+            worker_init_fn=leave_signals_to_training,
             generator=torch.Generator(),  # else every pass would draw a seed, which no stage uses, from the global one
         )
 
@@ -135,8 +155,9 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[EpisodeBatch | ClipBatch]:
         """All batches of this rank."""
-        for batch in self._loader:
-            yield _checked(batch)
+        stream = _opened(self._loader)
+        while (batch := _next(stream)) is not None:
+            yield batch
 
 
 class TrainingLoader:
@@ -149,10 +170,21 @@ class TrainingLoader:
         length: batches of a pass.
         begin: called at the beginning of every pass, gives the number of its first global batch.
         open_stream: gives the loader whose first batch is the one of that number.
+        note: called with every damaged sample that a batch had to do without; may raise.
+        fetch_ahead: gives what fetches the remote shards of a stream from a global batch on.
     """
 
-    def __init__(self, length: int, begin: Callable[[], int], open_stream: Callable[[int], DataLoader]) -> None:
-        self._length, self._begin, self._open_stream = length, begin, open_stream
+    def __init__(
+        self,
+        length: int,
+        begin: Callable[[], int],
+        open_stream: Callable[[int], DataLoader],
+        note: Callable[[DamagedSample], None],
+        fetch_ahead: Callable[[int], "Prefetch"],
+    ) -> None:
+        self._length, self._begin, self._open_stream, self._note = length, begin, open_stream, note
+        self._fetch_ahead = fetch_ahead
+        self._prefetch: Prefetch | None = None
         self._stream: Iterator[Any] | None = None
         self.position = 0
         """Number of the global batch that the open stream gives next."""
@@ -166,10 +198,21 @@ class TrainingLoader:
         begin = self._begin()
         stream = self._stream
         if stream is None or self.position != begin:
-            stream = self._stream = iter(self._open_stream(begin))
+            self.close()
+            stream = self._stream = _opened(self._open_stream(begin))
+            self._prefetch = self._fetch_ahead(begin)  # a thread, so after workers were forked
+            self._prefetch.start()
             self.position = begin
         for _ in range(self._length):
-            batch = _checked(next(stream))
+            try:
+                batch = _next(stream)
+            except Exception:
+                self.close()  # the stream is past the batch that failed
+                raise
+            if self._prefetch is not None:
+                self._prefetch.reached(self.position)
+            for damage in batch.pop("damaged", ()):
+                self._note(damage)
             self.position += 1
             yield batch
 
@@ -182,7 +225,9 @@ class TrainingLoader:
 
     def close(self) -> None:
         """Stop the workers. A later pass starts new ones."""
-        self._stream = None
+        if self._prefetch is not None:
+            self._prefetch.close()
+        self._stream = self._prefetch = None
 
 
 def this_worker() -> tuple[int, int]:
@@ -195,7 +240,86 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _checked(batch: Any) -> Any:
+def leave_signals_to_training(worker: int) -> None:
+    """Set up a worker so that the training process decides when it ends.
+
+    Ctrl-C, Slurm and systemd signal all processes of a run at once. A worker that went by that would end the run in an
+    error, before the training process has saved a checkpoint. `_opened` keeps signals off until this is done.
+    """
+    for number in _SIGNALS - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a worker goes by its SIGTERM
+        threading.Thread(target=_end_when_told, daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS - {signal.SIGTERM})
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what was inherited from the training process
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _end_when_told() -> None:
+    """End the worker at the SIGTERM of the training process, and at no other."""
+    training = multiprocessing.parent_process()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (training and training.pid):
+        pass
+    os._exit(0)
+
+
+def _opened(loader: DataLoader) -> Iterator[Any]:
+    """Begin to load. Workers start with our signals blocked, and so do all threads that they will have."""
+    if not loader.num_workers:
+        return iter(loader)
+    if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+        resource_tracker.ensure_running()  # to start it later would unblock signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        stream = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _explain_deaths()
+    return stream
+
+
+def _next(stream: Iterator[Any]) -> Any:
+    """The next batch, or None at the end.
+
+    Raises:
+        UserError: it cannot be read, or a worker is gone.
+    """
+    try:
+        batch = next(stream, None)
+    except RuntimeError as error:
+        _explain(error)
+        raise
     if isinstance(batch, UserError):
         raise UserError(str(batch))  # `batch` itself would be tied to this frame, and keep the workers alive with it
     return batch
+
+
+@cache
+def _explain_deaths() -> None:
+    """When a worker dies, torch raises an error wherever the training process is by then: let that be ours too.
+
+    Waiting for the next batch finds out as well, but only later, and not at all where a message is cut short.
+    """
+    raises = signal.getsignal(signal.SIGCHLD)
+    if not callable(raises) or threading.current_thread() is not threading.main_thread():
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        try:
+            raises(number, frame)
+        except RuntimeError as error:
+            _explain(error)
+            raise
+
+    signal.signal(signal.SIGCHLD, handler)
+
+
+def _explain(error: RuntimeError) -> None:
+    """Raise a line that says what to do, where an error of torch is about the death of a worker."""
+    if str(error).startswith("DataLoader worker (pid"):
+        what = str(error).removeprefix("DataLoader ").partition(". ")[0].rstrip(". ")
+        raise UserError(
+            f"a data {what}. If memory ran out (of the machine, the job or /dev/shm), lower data.num_workers or "
+            "data.batch_size; --data.num_workers 0 shows any other error. Then continue with --ckpt_path."
+        ) from error

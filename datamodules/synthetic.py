@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from ldis_lightning.datamodules.index import HEADER
+from ldis_lightning.datamodules.foreign import index_folder
+from ldis_lightning.datamodules.index import HEADER, is_outdated
 from ldis_lightning.datamodules.prepare import DataPreparation
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.datamodules.world import CONCEPTS, Concept, draw_scene, move_scene, render
@@ -101,7 +102,12 @@ class SyntheticWorld(DataPreparation):
 
     def _write(self, name: str, count: int, number: int, add: Callable[..., None]) -> None:
         out = self.root / name
-        if count == 0 or (out / HEADER).is_file():
+        if (out / HEADER).is_file():
+            if is_outdated(out):
+                print(f"{out}: its index is of an earlier version and is made again; the pictures stay")
+                index_folder(out)
+            return
+        if count == 0:
             return
         concepts = NOVEL if name.endswith("novel") else SEEN
         with ShardWriter(out, f"synthetic/{name}", {c.class_id: c.name for c in concepts}) as writer:

@@ -4,6 +4,7 @@ Importing Lightning takes seconds, so nothing here may import torch: `ldis --hel
 read, never changed, because the processes of a distributed run are launched from it.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -16,6 +17,22 @@ from ldis_lightning.suggestions import did_you_mean
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again
+
+
+class Stopped(SystemExit):
+    """Training was asked to end, and has saved a checkpoint.
+
+    Args:
+        line: what to say about it, if anything.
+        status: of the process.
+    """
+
+    code: int
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(status)
+        self.line = line
 
 
 @dataclass(frozen=True)
@@ -45,14 +62,17 @@ COMMANDS = {
 def main(args: Sequence[str] | None = None) -> int:
     """Run `ldis` with `args` (default: `sys.argv[1:]`) and return its exit status.
 
-    A user's mistake is one line on stderr and status 2, Ctrl-C one line and status 130. Anything else is a bug and
-    keeps its traceback. `LDIS_TRACEBACK=1` shows the traceback of mistakes too.
+    A user's mistake is one line on stderr and status 2, Ctrl-C one line and status 130, training that a signal has
+    stopped one line and status 75. Anything else is a bug and keeps its traceback. `LDIS_TRACEBACK=1` shows the
+    traceback of mistakes too.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own calls, nothing a user can mend
     try:
         return _run(list(sys.argv[1:] if args is None else args))
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED_STATUS)
+    except Stopped as stop:
+        return _report(stop.line, stop.code)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # the Trainer turns Ctrl-C into exit(1)
             return _report("interrupted", INTERRUPTED_STATUS)
@@ -68,8 +88,11 @@ def user_message(error: BaseException) -> str | None:
     """The message of a user's mistake, or None if `error` is something else.
 
     Errors of data workers and of spawned ranks arrive with the traceback of their process inside the message; it is cut
-    off.
+    off. A full disk is nobody's bug.
     """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"the disk of {error.filename}" if error.filename else "a disk"
+        return f"{where} is full; free some space and run the command again"
     text = str(error)
     marker = f"{UserError.__module__}.{UserError.__qualname__}: "
     if marker in text:

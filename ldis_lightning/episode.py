@@ -43,6 +43,7 @@ class EpisodeBatch(TypedDict):
     meta: list[EpisodeMeta]
     position: NotRequired[Tensor]  # evaluation only: (B,) int64, place in the set's manifest
     query_mask_original: NotRequired[list[Tensor]]  # evaluation only: B masks (H0, W0) uint8 at the original size
+    damaged: NotRequired[list[Any]]  # samples that were replaced; the training loader takes it out
 
 
 class FirstFrame(TypedDict):

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ldis_lightning.callbacks import ResultTable
+from ldis_lightning.callbacks.preemption import PlainSignals, Preemption, leave_together
+from ldis_lightning.checkpoint_files import AtomicCheckpointIO
+from ldis_lightning.cli import Stopped
 from ldis_lightning.config_files import read_mapping, resolve_configs, with_parents
 from ldis_lightning.datamodules import EpisodeDataModule
 from ldis_lightning.errors import UserError
 from ldis_lightning.parse_errors import explain
 from ldis_lightning.platform import check, check_packages, explain_trainer
+from ldis_lightning.resume import LAST, ContinueRun, Resumption, continue_in_folder, resolve
 from ldis_lightning.sweeps.grid import Sweep
 
 # Their classes can be named without a path in configs, because importing makes them known as subclasses.
@@ -85,6 +90,7 @@ class LDISCLI(LightningCLI):
     def __init__(self, command: str, options: Sequence[str], run: bool = True) -> None:
         self.command = command
         self.parse_only = not run
+        self.resumption: Resumption | None = None
         import_components()
         options, self.config_paths = resolve_configs(options)
         if command != "fit":
@@ -145,23 +151,55 @@ class LDISCLI(LightningCLI):
         """Build model, data and Trainer, if they can work here. What goes wrong in a component is raised as it is."""
         if self.parse_only:
             return
-        check(self.config[self.command])
+        config = self.config[self.command]
+        if config.get("ckpt_path") == LAST:
+            self.resumption = resolve(config.trainer, to_train=self.command == "fit")
+            config = config.clone()  # what is saved of the config says `last`
+            config.ckpt_path = self._resumed_path()
+        check(config)
         try:
             super().instantiate_classes()
         except ValueError as error:
             raise _unwrapped(error) from error
 
+    def _resumed_path(self) -> str | None:
+        found = self.resumption.checkpoint if self.resumption else None
+        return str(found) if found else None
+
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self.parse_only:
+        if self.parse_only:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except Stopped as stop:
+            leave_together(self.trainer, self.datamodule, stop)
+            raise
+        except BaseException:
+            self._end_launched()
+            raise
+
+    def _end_launched(self) -> None:
+        """End the processes that Lightning has launched beside this one: they would wait for it for ever."""
+        for process in getattr(self.trainer.strategy.launcher, "procs", ()):
+            process.kill()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        """Where the output is a file, show progress as plain lines: Lightning's default bar draws nothing there."""
+        """Add what every run has, unless it is configured. Lightning's default progress bar draws nothing in a file."""
         configured = [*(config.get("callbacks") or []), *callbacks]
         has_bar = any(isinstance(callback, ProgressBar) for callback in configured)
         if not sys.stdout.isatty() and not has_bar and config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, TQDMProgressBar(refresh_rate=20)]
-        return super()._instantiate_trainer(config, callbacks)
+        if self.command == "fit" and not any(isinstance(callback, Preemption) for callback in configured):
+            callbacks = [*callbacks, Preemption()]
+        if self.command == "fit" and self.resumption:
+            callbacks = [*callbacks, ContinueRun(self.resumption)]
+        trainer = super()._instantiate_trainer(config, callbacks)
+        trainer._signal_connector = PlainSignals(trainer)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if self.command == "fit" and self.resumption and self.resumption.checkpoint:
+            continue_in_folder(trainer, self.resumption)
+        return trainer
 
     def after_fit(self) -> None:
         """Score the weights as they are after training, in the same process."""
@@ -172,6 +210,8 @@ class LDISCLI(LightningCLI):
         """Lightning's table of a test says what ours says, at length; predictions go to files, not into memory; code in
         a checkpoint is not run."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if self.resumption:
+            kwargs["ckpt_path"] = self._resumed_path()
         if "weights_only" in kwargs:  # before Lightning 2.6, what `check` has seen of the checkpoint must do
             kwargs["weights_only"] = True
         if subcommand == "predict" and kwargs.get("return_predictions") is None:

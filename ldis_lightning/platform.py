@@ -6,7 +6,6 @@ import pickle
 import shutil
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy, StrategyRegistry
 
+from ldis_lightning.archives import check_archive, check_extent
 from ldis_lightning.errors import UserError
 from ldis_lightning.latent.fine_tuning import LoRA
 from ldis_lightning.sharded_files import is_sharded
@@ -111,20 +111,27 @@ def explain_trainer(error: BaseException) -> str:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint file that is damaged or holds more than plain data, which would have to be executed.
+    """Refuse a checkpoint file that is damaged, that would unpack into more than it is, or that holds more than plain
+    data, which would have to be executed.
 
     Raises:
         UserError: it does.
     """
     try:
-        torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        check_archive(path)
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        check_extent(content)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"the checkpoint `{path}` is damaged, or holds objects that would have to be executed to be read, which "
             "`ldis` does not do (--ckpt_path)"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except ValueError as error:
+        raise UserError(f"the checkpoint `{path}` is damaged, or no checkpoint: {error} (--ckpt_path)") from error
+    except Exception as error:  # torch stumbles over damaged files in more ways than it documents
         raise UserError(f"the checkpoint `{path}` is damaged, or no checkpoint (--ckpt_path)") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise UserError(f"the checkpoint `{path}` is no checkpoint of `ldis fit`: it has no `state_dict` (--ckpt_path)")
 
 
 def _refuse(run: Run, rules: tuple[Rule, ...]) -> None:

@@ -10,8 +10,9 @@ import os
 import pickle
 import shutil
 import warnings
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from ldis_lightning.errors import UserError, first_line
 
 REST = "meta.pt"  # Lightning's name for it
+CHECKSUM = "crc32_of_metadata"  # the one file without a checksum inside
 
 ALLOWED = {
     ("pathlib", "PosixPath"),
@@ -87,32 +89,82 @@ def read_rest(folder: Path) -> dict[str, Any]:
         UserError: it is missing or holds code.
     """
     with _explained(folder):
-        return torch.load(folder / REST, weights_only=True)
+        rest = torch.load(folder / REST, weights_only=True)
+        rest.pop(CHECKSUM, None)
+        return rest
 
 
 def write(state: dict[str, Any], rest: dict[str, Any], folder: Path) -> None:
-    """Write this rank's shards into a new folder, and on the first rank the rest. Every rank must call it."""
+    """Write this rank's shards into a new folder, and on the first rank the rest. Every rank must call it.
+
+    Raises:
+        OSError: of any rank, on the rank itself; the others raise torch's CheckpointException.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.save(state, checkpoint_id=folder)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        torch.save(rest, folder / REST)
+        with (folder / REST).open("wb") as file:
+            torch.save({**rest, CHECKSUM: _checksum(folder)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        sync(folder)
 
 
-def partial_name(folder: Path) -> Path:
+def is_metadata_intact(folder: Path) -> bool:
+    """Whether `.metadata` has the checksum that `meta.pt` keeps of it.
+
+    Raises:
+        OSError, RuntimeError, pickle.UnpicklingError, ...: one of them is missing or none of ours.
+    """
+    rest = torch.load(folder / REST, weights_only=True)
+    return rest.get(CHECKSUM) == _checksum(folder)
+
+
+def _checksum(folder: Path) -> int:
+    return zlib.crc32((folder / ".metadata").read_bytes())
+
+
+def shards_of(folder: Path) -> dict[str, list[tuple[int, int]]]:
+    """For each file that `.metadata` names, where tensors lie in it: their first bytes and lengths.
+
+    Raises:
+        OSError, EOFError, pickle.UnpicklingError, AttributeError, ...: `.metadata` is none of ours.
+    """
+    places: dict[str, list[tuple[int, int]]] = {}
+    for place in _Reader(folder).read_metadata().storage_data.values():
+        places.setdefault(place.relative_path, []).append((place.offset, place.length))
+    return places
+
+
+def partial_name(path: Path) -> Path:
     """Where a checkpoint is written before it takes its name."""
-    return folder.with_name(f".{folder.name}.partial")
+    return path.with_name(f".{path.name}.partial")
 
 
-def put_in_place(partial: Path, folder: Path) -> None:
-    """Give a finished folder its name. An older checkpoint of that name is deleted, whatever it consists of; until the
-    new one is in its place, it lies beside it as `.NAME.previous`."""
-    previous = folder.with_name(f".{folder.name}.previous")
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a finished file or folder its name, and delete an older checkpoint of that name, whatever it consists of.
+
+    A file takes the place of a file in one step. A folder cannot: until the new one is in its place, the older one lies
+    beside it as `.NAME.previous`, and that is deleted only when there is a checkpoint of the name.
+    """
+    previous = path.with_name(f".{path.name}.previous")
+    if path.is_dir() or (path.exists() and partial.is_dir()):
+        delete(previous)
+        os.replace(path, previous)
+    os.replace(partial, path)
+    sync(path.parent)
     delete(previous)
-    if folder.exists():
-        os.replace(folder, previous)
-    os.replace(partial, folder)
-    delete(previous)
+
+
+def sync(folder: Path) -> None:
+    """Have the names in a folder written to the disk, on file systems that know how to."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def delete(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Strategies of many processes that Lightning does not have as we need them."""
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -18,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from ldis_lightning.checkpoint_files import cannot_write, disk_error, save_to_disk, size_of
 from ldis_lightning.errors import UserError
 from ldis_lightning.latent.sharding import gather, scatter, unsharded
 from ldis_lightning.sharded_files import delete, is_sharded, partial_name, put_in_place, read_into, read_rest, write
@@ -88,24 +91,45 @@ class FullySharded(ModelParallelStrategy):
         return _renamed(state, {name: number for number, name in enumerate(_names(self._module, optimizer))})
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint beside the place where it belongs, then put it there."""
+        """Write a checkpoint beside the place where it belongs, then put it there.
+
+        Raises:
+            UserError: the disk is full or refuses, for any rank. All ranks raise it, and the former checkpoint is
+                intact.
+        """
         path = Path(self.broadcast(filepath))
         partial = partial_name(path)
+        needed = size_of(checkpoint)
+        self._all_or_none(lambda: self._make_room(partial), path, needed)
+        self._all_or_none(lambda: self._write(checkpoint, partial), path, needed)
+        self._all_or_none(lambda: put_in_place(partial, path) if self.is_global_zero else None, path, needed)
+
+    def _make_room(self, partial: Path) -> None:
         if self.is_global_zero:
             partial.parent.mkdir(parents=True, exist_ok=True)
             delete(partial)  # of a run that was killed
-        self.barrier()
+
+    def _write(self, checkpoint: dict[str, Any], partial: Path) -> None:
         if self._save_distributed_checkpoint:
             states = {"state_dict": checkpoint.pop("state_dict")}
             for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
                 states[f"optimizer_{number}"] = state
             write(states, checkpoint, partial)
         elif self.is_global_zero:
-            torch.save(checkpoint, partial)
-        self.barrier()
-        if self.is_global_zero:
-            put_in_place(partial, path)
-        self.barrier()
+            save_to_disk(checkpoint, partial)
+
+    def _all_or_none(self, action: Callable[[], object], path: Path, needed: int) -> None:
+        """What every rank does of the saving of `path`; if one cannot, none goes on to wait for it."""
+        error: OSError | None = None
+        try:
+            action()
+        except (OSError, CheckpointException) as caught:
+            error = disk_error(caught)
+        if self.reduce_boolean_decision(error is not None, all=False):
+            if self.is_global_zero:
+                delete(partial_name(path))
+            self.barrier()
+            raise cannot_write(path, error or OSError(errno.EIO, "another rank failed"), needed) from error
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load weights and optimiser states of a sharded folder, or of a file of any strategy. Code in it is never run.

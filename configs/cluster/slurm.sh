@@ -9,6 +9,7 @@
 #SBATCH --cpus-per-task=12        # <-- data workers (data.num_workers) and some to spare
 #SBATCH --time=48:00:00           # <--
 #SBATCH --output=%x-%j.out
+#SBATCH --signal=USR1@120         # <-- seconds before the time is up at which all tasks save a checkpoint and leave
 #SBATCH --requeue                 # after a node has failed or the job was preempted, go on from the last checkpoint
 set -euo pipefail
 
@@ -23,6 +24,11 @@ CONFIG=$1
 shift
 
 # A requeued job has the same number: it finds its own folder again, and in it the last checkpoint, if there is one yet.
+status=0
 srun --kill-on-bad-exit=1 ldis fit --config "$CONFIG" --config "$STRATEGY" \
     --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" \
-    --trainer.logger.version "slurm_$SLURM_JOB_ID" --ckpt_path last "$@"
+    --trainer.logger.version "slurm_$SLURM_JOB_ID" --ckpt_path last "$@" || status=$?
+if [[ $status -eq 75 ]]; then # a signal has stopped it, with a checkpoint: there is more to do
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

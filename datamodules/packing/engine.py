@@ -22,7 +22,7 @@ from ldis_lightning.datamodules.out_folder import OutFolder
 from ldis_lightning.datamodules.packing.job import DAMAGED, MOST_PROBLEMS, Job
 from ldis_lightning.datamodules.packing.packer import Item, LeaveOut, Packer, Survey
 from ldis_lightning.datamodules.packing.workers import run
-from ldis_lightning.datamodules.shards import DISK_FULL, check_key, valid_class_ids
+from ldis_lightning.datamodules.shards import DISK_FULL, check_key, check_name, valid_class_ids
 from ldis_lightning.errors import UserError
 
 __all__ = ["Item", "LeaveOut", "Packed", "Packer", "Survey", "pack", "refuse"]
@@ -75,6 +75,7 @@ def pack(
     """
     if max_samples_per_shard < 1:
         raise UserError(f"max_samples_per_shard is {max_samples_per_shard}, and must be 1 or more.")
+    check_name(name)
     target = OutFolder(out, overwrite, working=f".{Path(os.path.abspath(out)).name}.packing")
     survey = packer.survey()
     _check_survey(survey, name, allow_partial)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldis_lightning import __version__
+from ldis_lightning.datamodules import index
 from ldis_lightning.datamodules.index import Shard
 from ldis_lightning.datamodules.packing.packer import Item, LeaveOut, Packer
 from ldis_lightning.datamodules.pictures import UNREADABLE, inspect_files, shrink_pair
@@ -147,7 +148,8 @@ class Job:
         settings = {key: value for key, value in vars(self.packer).items() if not key.startswith("_")}
         options = [self.name, sorted(self.classes.items()), self.resize, self.skip_damaged, list(map(str, self.plan))]
         packer = [type(self.packer).__qualname__, settings]
-        text = json.dumps([__version__, packer, options, self.items], default=str, sort_keys=True)
+        versions = [__version__, index.VERSION]
+        text = json.dumps([versions, packer, options, self.items], default=str, sort_keys=True)
         return json.dumps({"job": hashlib.sha256(text.encode()).hexdigest()}) + "\n"
 
 

@@ -125,8 +125,8 @@ class _Process:
         status = self.process.poll()
         return None if status is None else Outcome(self.job, status, time.monotonic() - self.begun)
 
-    def stop(self, patience: float = 10.0) -> None:
-        """End the process: ask, wait, insist."""
+    def stop(self, patience: float = 30.0) -> None:
+        """End the process: ask, wait until it has saved what it has trained, insist."""
         self.process.terminate()
         try:
             self.process.wait(patience)

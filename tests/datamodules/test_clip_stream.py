@@ -16,6 +16,7 @@ from ldis_lightning.datamodules.clip_stream import ClipFetch, ClipStep, ClipStep
 from ldis_lightning.datamodules.decode import FrameReader
 from ldis_lightning.datamodules.episodes import EpisodeDataModule
 from ldis_lightning.datamodules.evaluation_set import EvaluationSource, draw_manifest
+from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.protocols import VSPW, OnePass
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.datamodules.source import Episode
@@ -226,6 +227,33 @@ def test_stages_travel_to_workers(folder: Path) -> None:
     assert torch.equal(one["query_image"], again["query_image"])
 
 
+class CountingReader(FrameReader):
+    """Remembers what was read."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        super().__init__(index)
+        self.rows: list[int] = []
+
+    def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        self.rows.append(row)
+        return super().read(row)
+
+
+def test_a_prompt_is_read_once_a_clip(folder: Path) -> None:
+    opened_set = opened(folder).evaluation_sets["video"]
+    reader = CountingReader(opened_set.index)
+    fetch = ClipFetch(reader, Intact(), 16)
+    steps = [step for clip in clip_steps(opened_set.manifest.episodes, 1) for step in clip]
+    for step in steps:
+        fresh = ClipFetch(FrameReader(opened_set.index), Intact(), 16).batch(step)
+        batch = fetch.batch(step)
+        for name in ("query_image", "reference_image", "reference_mask", "labels"):
+            assert torch.equal(batch[name], fresh[name])
+    prompts = [steps[i].frames[0][0].references[0] for i in range(len(steps))]
+    assert [reader.rows.count(row) for row in dict.fromkeys(prompts)] == [1, 1, 1]
+    assert len(reader.rows) == 3 + len(steps)
+
+
 def test_validation_takes_a_part_of_the_frames(folder: Path) -> None:
     data = opened(folder, val_episodes=4)
     batches: list[ClipBatch] = list(data.val_dataloader()[0])  # pyright: ignore[reportAssignmentType]
@@ -279,4 +307,4 @@ def test_a_broken_frame_stops_with_a_plain_message(tmp_path: Path, workers: int)
         batches_of(tmp_path / "set", num_workers=workers, eval_batch_size=1)
     message = str(caught.value)
     del caught  # its traceback keeps the workers alive
-    assert message.startswith("the image of clip.00002 in ")
+    assert message.startswith("clip.00002 in ") and "its image cannot be read as JPEG" in message

@@ -24,6 +24,7 @@ from ldis_lightning.datamodules import (
     TrainingSource,
 )
 from ldis_lightning.datamodules.augment import Photometric
+from ldis_lightning.datamodules.damage import Raise
 from ldis_lightning.datamodules.geometry import RandomCrop, WholePicture
 from ldis_lightning.datamodules.pairing import AcrossImages, FirstFrame, WithinClip
 from ldis_lightning.datamodules.shards import ShardWriter
@@ -298,13 +299,13 @@ def test_a_broken_picture_stops_with_a_plain_message(tmp_path: Path, workers: in
     with ShardWriter(tmp_path / "set", "broken", CLASSES) as writer:
         writer.add_image("good", jpg, png)
         writer.add_image("bad", jpg[:300] + bytes(200) + jpg[-2:], png)
-    data = ready(tmp_path / "set", stage, batch_size=2, num_workers=workers)
+    data = ready(tmp_path / "set", stage, batch_size=2, num_workers=workers, damage=Raise())
     with pytest.raises(UserError) as caught:
         list(data.train_dataloader() if stage == "fit" else data.test_dataloader()[0])
     message = str(caught.value)
     del caught  # its traceback keeps the workers alive
     data.teardown(stage)
-    assert message.startswith("the image of bad in ")
+    assert message.startswith("bad in ") and "its image cannot be read as JPEG" in message
     assert "Traceback" not in message
 
 

@@ -50,10 +50,88 @@ def test_names_survive_a_second_indexing_and_new_ones_win(tmp_path):
     assert index_folder(tmp_path).classes == {3: "class 3", 4: "class 4"}
 
 
+def previous(folder, **values) -> None:
+    """Change the header of the index that is there."""
+    header = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(header | values))
+
+
+def test_names_survive_an_index_of_an_earlier_version(tmp_path):
+    tar(tmp_path / "x.tar", WHOLE)
+    index_folder(tmp_path, name="things", classes={3: "cup", 4: "hat"})
+    previous(tmp_path, version=2, columns={})
+    again = index_folder(tmp_path)
+    assert (again.name, again.classes) == ("things", {3: "cup", 4: "hat"})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"classes": ["cup"]},
+        {"classes": {"x": "cup", "0": "cup", "255": "cup", "70000": "cup", "3": 3, "4": "\x1b[2J"}},
+        {"name": ["things"], "classes": None},
+        {"name": "\n", "columns": 3, "shards": {}},
+        {"version": 10**30},
+    ],
+)
+def test_a_damaged_index_does_not_keep_from_making_a_new_one(tmp_path, values):
+    tar(tmp_path / "set" / "x.tar", WHOLE)
+    index_folder(tmp_path / "set")
+    previous(tmp_path / "set", **values)
+    again = index_folder(tmp_path / "set")
+    assert (again.name, again.classes) == ("set", {3: "class 3", 4: "class 4"})
+
+
+def test_damaged_columns_do_not_keep_from_making_a_new_index(tmp_path):
+    tar(tmp_path / "x.tar", WHOLE)
+    before = index_folder(tmp_path, classes={3: "cup"})
+    for column in next(tmp_path.glob("index-*")).iterdir():
+        column.write_bytes(b"rotten")
+    assert index_folder(tmp_path).hash == before.hash
+
+
 @pytest.mark.parametrize("description", [b"{", b'{"class_ids": [3], "class_names": []}', b"[" * 9999, b"3", b"\xff"])
 def test_json_of_any_kind_does_no_harm(tmp_path, description):
     tar(tmp_path / "x.tar", {"a.json": description, **WHOLE})
     assert index_folder(tmp_path).classes == {3: "class 3", 4: "class 4"}
+
+
+def test_every_cut_at_a_block_is_refused_and_nothing_is_lost_without_notice(tmp_path):
+    whole = tar(tmp_path / "whole" / "x.tar", WHOLE)
+    data, spans = whole.read_bytes(), list(foreign._members(whole))
+    end = -(-(spans[-1].offset + spans[-1].size) // 512) * 512 + 1024  # with the two blocks that end a tar
+    path = tmp_path / "x.tar"
+    refused = 0
+    for length in range(0, len(data), 512):
+        path.write_bytes(data[:length])
+        try:
+            found = index_folder(tmp_path)
+        except UserError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:  # what was cut off is the padding behind the end
+            assert length >= end
+            assert found.image_span.tolist() == index_folder(whole.parent).image_span.tolist()
+    assert refused == end // 512 == 12
+
+
+def test_a_flipped_bit_in_any_byte_of_a_header_is_refused_or_changes_nothing(tmp_path):
+    path = tar(tmp_path / "x.tar", WHOLE)
+    data, members = path.read_bytes(), list(foreign._members(path))
+    tried = 0
+    for member in members:
+        for place in range(member.offset - 512, member.offset):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            tried += 1
+            try:
+                found = list(foreign._members(path))
+            except UserError as error:
+                assert "x.tar" in str(error)
+            else:
+                assert found == members
+    assert tried == 4 * 512
 
 
 def test_every_cut_is_found_and_names_the_shard_and_the_last_key(tmp_path):
@@ -121,6 +199,72 @@ def test_members_that_are_no_files_are_refused(tmp_path, kind):
         index_folder(tmp_path)
 
 
+def extended(kind: bytes, claimed: int, data: bytes = b"") -> bytes:
+    """A header that claims to be followed by so many bytes, of a pax or GNU extension, and what follows."""
+    info = tarfile.TarInfo("long")
+    info.type, info.size = kind, claimed
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("claimed", [2**18 + 1, 2**33, 2**62])
+def test_headers_of_absurd_size_are_not_read(tmp_path, kind, claimed):
+    whole = tar(tmp_path / "x.tar", WHOLE).read_bytes()
+    with (tmp_path / "x.tar").open("wb") as stream:
+        stream.write(extended(kind, claimed))
+        if claimed == 2**33:  # as long as it says, in a file that takes no room
+            stream.seek(claimed, 1)
+        stream.write(whole)
+    with pytest.raises(UserError, match=r"x\.tar .*a header claims \d+ bytes"):
+        index_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_endless_chains_of_headers_are_refused(tmp_path, kind):
+    name = b"30 comment=aaaaaaaaaaaaaaaaaa\n" if kind != tarfile.GNUTYPE_LONGNAME else b"a.jpg\0"
+    (tmp_path / "x.tar").write_bytes(extended(kind, len(name), name) * 5000)
+    with pytest.raises(UserError, match=r"x\.tar is cut short or damaged after its beginning"):
+        index_folder(tmp_path)
+
+
+def test_global_headers_do_not_pile_up(tmp_path):
+    parts = []
+    for number in range(40):
+        text = b"comment%03d=" % number + b"a" * 20_000
+        record = b"%d %s\n" % (len(text) + 7, text)
+        member = tarfile.TarInfo(f"{number}.txt").tobuf()
+        parts.append(extended(tarfile.XGLTYPE, len(record), record) + member)
+    (tmp_path / "x.tar").write_bytes(b"".join(parts) + bytes(1024))
+    with pytest.raises(UserError, match=r"x\.tar is cut short or damaged after 1\d\.txt"):
+        index_folder(tmp_path)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_of_reasonable_size_are_read(tmp_path, form):
+    key = "/".join(["a" * 50] * 40)
+    with tarfile.open(tmp_path / "x.tar", "w", format=form) as archive:
+        for ending, data in (("jpg", WHOLE["a.jpg"]), ("png", WHOLE["a.png"])):
+            info = tarfile.TarInfo(f"{key}.{ending}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert index_folder(tmp_path).key(0) == key
+
+
+def test_tars_joined_into_one_are_refused(tmp_path):
+    whole = tar(tmp_path / "x.tar", WHOLE).read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole + tar(tmp_path / "y.tar", {"c.jpg": jpg(), "c.png": png()}).read_bytes())
+    (tmp_path / "y.tar").unlink()
+    with pytest.raises(UserError, match=r"x\.tar goes on after the end mark behind b\.png"):
+        index_folder(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["pipe:cat x.tar", "pipe:/data", "simplecache::http://x/set", "file:///data/set"])
+def test_commands_and_addresses_are_no_folders(tmp_path, folder):
+    for make in (index_folder, ShardIndex.open):
+        with pytest.raises(UserError, match=folder.split(":", 1)[0]):
+            make(folder)
+
+
 def test_pickles_and_postscript_are_never_opened(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -129,7 +273,8 @@ def test_pickles_and_postscript_are_never_opened(tmp_path):
     import pickle
 
     bomb = pickle.dumps(Bomb())
-    tar(tmp_path / "x.tar", {"a.pkl": bomb, "a.pyd": bomb, "a.pth": bomb, **WHOLE})
+    endings = ("pkl", "pyd", "pth", "npy", "pickle", "pkl.gz", "py", "jpg.gz", "png.pkl", "json.gz", "eps", "npz")
+    tar(tmp_path / "x.tar", {**{f"a.{ending}": bomb for ending in endings}, **WHOLE})
     assert len(index_folder(tmp_path)) == 2
     assert not (tmp_path / "boom").exists()
     tar(tmp_path / "x.tar", {**WHOLE, "c.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n", "c.png": png()})

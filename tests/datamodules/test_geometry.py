@@ -1,9 +1,15 @@
+from io import BytesIO
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from ldis_lightning.datamodules import photo_like
 from ldis_lightning.datamodules.geometry import (
+    ENLARGE,
     Crop,
     Picture,
     RandomCrop,
@@ -13,6 +19,8 @@ from ldis_lightning.datamodules.geometry import (
     keep_concept,
     largest_cover,
 )
+from ldis_lightning.datamodules.jpeg import Jpeg
+from ldis_lightning.errors import UserError
 
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
@@ -153,3 +161,110 @@ def test_images_are_flipped_half_the_time_and_frames_of_clips_never() -> None:
             assert np.array_equal(cut[..., 0] == 200, cut_labels == 1)
             flipped.add(bool(cut[0, -1, 0]))
         assert flipped == expected
+
+
+# ---- Pictures that are decoded and scaled: against Pillow, which decodes them whole
+
+PHOTO, PHOTO_LABELS = photo_like.encoded(np.random.default_rng(3), 480, 854)
+WHOLE = np.asarray(Image.open(BytesIO(PHOTO)))
+
+
+class Watched(Jpeg):
+    """A JPEG that notes at what fractions it was decoded."""
+
+    def __init__(self, data: bytes = PHOTO) -> None:
+        super().__init__(data, WHOLE.shape[:2], UserError)
+        self.divisors: list[int] = []
+
+    def decode(self, divisor: int = 1) -> np.ndarray:
+        self.divisors.append(divisor)
+        return super().decode(divisor)
+
+
+def by_pillow(crop: Crop, size: int) -> np.ndarray:
+    """The square, by Pillow's resizing of the whole picture's box; only for crops that reach over no border."""
+    y, x = WHOLE.shape[0] / crop.height, WHOLE.shape[1] / crop.width
+    box = (crop.left * x, crop.top * y, (crop.left + size) * x, (crop.top + size) * y)
+    return np.asarray(Image.fromarray(WHOLE).resize((size, size), Image.Resampling.BILINEAR, box)).astype(int)
+
+
+@settings(deadline=None, max_examples=60)
+@given(scale=st.floats(0.3, 1.6), y=st.floats(0, 1), x=st.floats(0, 1))
+def test_a_square_is_what_pillow_cuts(scale: float, y: float, x: float) -> None:
+    height, width = round(480 * scale), round(854 * scale)
+    crop = Crop(height, width, int(y * (height - 64)), int(x * (width - 64)))
+    expected = by_pillow(crop, 64)
+    pixel_off = sum(np.abs(np.diff(expected, axis=axis)).mean() for axis in (0, 1))
+    assert np.abs(crop.image(WHOLE, 64) - expected).mean() <= 0.05 + pixel_off * scale / 16  # see _OFF_GRID
+
+
+@pytest.mark.parametrize("scale", [0.31, 0.5, 0.77, 1.0, 1.3])
+def test_a_whole_picture_is_what_pillow_makes_of_it(scale: float) -> None:
+    height, width = round(480 * scale), round(854 * scale)
+    scaled = Crop(height, width).image(WHOLE, width)[:height]
+    expected = np.asarray(Image.fromarray(WHOLE).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(scaled - expected).max() <= 1
+    assert (scaled != expected).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("scale", "divisor", "bound"),
+    [(1.0, 1, 0), (0.61, 1, 0.3), (0.59, 2, 1.5), (0.5, 2, 1.5), (0.31, 2, 1.5), (0.29, 4, 3), (0.14, 8, 3)],
+)
+def test_a_picture_is_decoded_no_larger_than_needed_and_nearly_the_same(
+    scale: float, divisor: int, bound: float
+) -> None:
+    """Bounds are levels of 0 .. 255. Lanczos's filter instead of triangles would change this picture by 1 to 2."""
+    height, width = round(480 * scale), round(854 * scale)
+    crop, jpeg = Crop(height, width, 0, width - height), Watched()
+    difference = np.abs(crop.image(jpeg, height) - by_pillow(crop, height))
+    assert jpeg.divisors == [divisor]
+    assert difference.mean() <= bound
+    one_off = np.abs(np.diff(by_pillow(crop, height), axis=1)).mean()
+    assert difference.mean() < one_off, "it lies beside where it should"
+
+
+def test_a_fraction_is_never_enlarged_by_more_than_a_bound() -> None:
+    for side in range(1, 600, 7):
+        jpeg = Watched()
+        Crop(side, round(side * 854 / 480)).image(jpeg, 8)
+        assert jpeg.divisors[0] == 1 or side <= ENLARGE * 480 / jpeg.divisors[0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), size=st.sampled_from([64, 128, 256, 512, 854]))
+def test_a_jpeg_and_its_pixels_give_the_same_square(seed: int, size: int) -> None:
+    labels = np.zeros(WHOLE.shape[:2], np.uint8)
+    labels[:, 100:200] = 7
+    for geometry in (RandomCrop(), WholePicture()):
+        lazy = geometry(Picture(Watched(), labels), 7, size, np.random.default_rng(seed))
+        ready = geometry(Picture(WHOLE, labels), 7, size, np.random.default_rng(seed))
+        assert np.array_equal(lazy[1], ready[1])
+        assert np.abs(lazy[0].astype(int) - ready[0]).mean() <= (3.5 if size < 854 else 0)
+
+
+def test_a_geometry_of_ones_own_gets_the_whole_picture_as_an_array() -> None:
+    class Corner(TrainingGeometry):
+        def __call__(self, picture: Picture, class_id: int, size: int, generator: Any) -> Any:
+            return picture.image[:size, :size], picture.labels[:size, :size]
+
+    jpeg = Watched()
+    picture = Picture(jpeg, np.ones(WHOLE.shape[:2], np.uint8))
+    image, _ = Corner()(picture, 1, 32, np.random.default_rng(0))
+    assert np.array_equal(image, WHOLE[:32, :32]) and picture.image is picture.image
+    assert jpeg.divisors == [1]
+
+
+def test_damage_is_found_at_any_fraction() -> None:
+    for height in (480, 200, 100):
+        with pytest.raises(UserError, match="Premature end"):
+            Crop(height, round(height * 854 / 480)).image(Watched(PHOTO[:-500]), 32)
+
+
+def test_arrays_that_torch_does_not_take_are_scaled_too() -> None:
+    crop = Crop(60, 107, 3, 5)
+    read_only = WHOLE.copy()
+    read_only.setflags(write=False)
+    assert np.array_equal(crop.image(read_only, 32), crop.image(WHOLE, 32))
+    mirrored = WHOLE[:, ::-1]
+    assert np.array_equal(crop.image(mirrored, 32), crop.image(mirrored.copy(), 32))

@@ -370,3 +370,16 @@ def test_random_references_through_the_datamodule(folders: tuple[Path, Path]) ->
     for fewest in (0, 4):
         with pytest.raises(UserError, match=rf"data\.fewest_references is {fewest}, and must be in 1 \.\. 3"):
             mixed(folders, references=3, fewest_references=fewest)
+
+
+def test_substitutes_are_of_the_same_data_set(parts: dict[str, TrainingPlan]) -> None:
+    plan, fresh = mixture_of(parts), mixture_of(parts)
+    calls = [(position, attempt) for position in range(60) for attempt in (1, 3, 4, 9)]
+    found = {call: plan.substitute(*call) for call in calls}
+    assert {call: fresh.substitute(*call) for call in reversed(calls)} == found
+    for (position, attempt), episode in found.items():
+        damaged = plan.episode(position)
+        assert episode.source == damaged.source
+        assert episode.query != damaged.query
+        _, turn = plan._place(position)
+        assert episode[:-1] == list(parts.values())[damaged.source].substitute(turn, attempt)[:-1]

@@ -117,10 +117,10 @@ def test_davis_leaves_out_first_and_last_frames(clips: ShardIndex) -> None:
 def test_frames_go_by_their_numbers_and_clips_may_lie_beside_images(tmp_path: Path) -> None:
     (tmp_path / "none.tar").write_bytes(b"")
     builder = IndexBuilder()
-    builder.add(Row("image", -1, -1, (8, 8), 0, (0, 0), (0, 0), {1: 4}))
+    builder.add(Row("image", -1, -1, (8, 8), 0, (0, 0), (0, 0), {1: 4}, 0, 0))
     clip = builder.add_clip("clip")
     for frame in (30, 10, 20):  # rows 1, 2, 3
-        builder.add(Row(f"clip.{frame}", clip, frame, (8, 8), 0, (0, 0), (0, 0), {1: 4}))
+        builder.add(Row(f"clip.{frame}", clip, frame, (8, 8), 0, (0, 0), (0, 0), {1: 4}, 0, 0))
     builder.write(tmp_path, "odd", {1: "cat"}, [Shard("none.tar", 0, "")])
     index = ShardIndex.open(tmp_path)
     assert asked_of(drawn(index, VSPW()).episodes) == [(2, 3, 1), (2, 1, 1)]

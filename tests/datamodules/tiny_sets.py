@@ -61,25 +61,29 @@ def bare_index(
     images: Sequence[list[int]] = (),
     clips: Sequence[list[list[int]]] = (),
     classes: dict[int, str] | None = None,
+    per_shard: int | None = None,
 ) -> ShardIndex:
     """An index of pictures that do not exist, for draws, which never look at one: thousands of rows take no time.
 
     Image i is named i0000 and holds 10 pixels of the first class in its list, 20 of the second, ...; clips as in
-    `write_clips`, their frames numbered from 0.
+    `write_clips`, their frames numbered from 0. All are in one shard, or so many images in each.
     """
     folder.mkdir(parents=True)
-    (folder / "none.tar").write_bytes(b"")
+    names = [f"none-{number}.tar" for number in range(-(-len(images) // per_shard))] if per_shard else ["none.tar"]
+    for name in names:
+        (folder / name).write_bytes(b"")
     builder = IndexBuilder()
     for number, class_ids in enumerate(images):
-        builder.add(_bare_row(f"i{number:04d}", -1, -1, class_ids))
+        shard = number // per_shard if per_shard else 0
+        builder.add(_bare_row(f"i{number:04d}", -1, -1, class_ids)._replace(shard=shard))
     for number, frames in enumerate(clips):
         clip = builder.add_clip(f"c{number}")
         for frame, class_ids in enumerate(frames):
             builder.add(_bare_row(f"c{number}.{frame:05d}", clip, frame, class_ids))
-    builder.write(folder, "bare", classes or CLASSES, [Shard("none.tar", 0, "")])
+    builder.write(folder, "bare", classes or CLASSES, [Shard(name, 0, "") for name in names])
     return ShardIndex.open(folder)
 
 
 def _bare_row(key: str, clip: int, frame: int, class_ids: list[int]) -> Row:
     pixels = {class_id: 10 * place for place, class_id in enumerate(class_ids, start=1)}
-    return Row(key, clip, frame, (16, 16), 0, (0, 0), (0, 0), pixels)
+    return Row(key, clip, frame, (16, 16), 0, (0, 0), (0, 0), pixels, 0, 0)
