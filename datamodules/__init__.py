@@ -12,6 +12,7 @@ if __name__ != "ldis_lightning.datamodules":
 
 if TYPE_CHECKING:
     from ldis_lightning.datamodules.augment import Photometric
+    from ldis_lightning.datamodules.damage import DamagedSample, DamagePolicy, Quarantine, Raise
     from ldis_lightning.datamodules.episodes import EpisodeDataModule
     from ldis_lightning.datamodules.evaluation_set import EvaluationSet, EvaluationSource
     from ldis_lightning.datamodules.geometry import RandomCrop, TrainingGeometry, WholePicture
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         PFENetCOCO,
         PFENetPASCAL,
     )
+    from ldis_lightning.datamodules.remote import ShardCache, open_index
     from ldis_lightning.datamodules.shards import ShardWriter
     from ldis_lightning.datamodules.source import Episode, EpisodeSource, TrainingSource
     from ldis_lightning.datamodules.synthetic import SyntheticWorld
@@ -49,6 +51,8 @@ __all__ = [
     "VSPW",
     "Absence",
     "AcrossImages",
+    "DamagePolicy",
+    "DamagedSample",
     "DataPreparation",
     "Episode",
     "EpisodeDataModule",
@@ -73,8 +77,11 @@ __all__ = [
     "PerSample",
     "Photometric",
     "Protocol",
+    "Quarantine",
+    "Raise",
     "RandomCrop",
     "ReferenceTreatment",
+    "ShardCache",
     "ShardIndex",
     "ShardWriter",
     "ShiftedMask",
@@ -85,6 +92,7 @@ __all__ = [
     "TrainingSource",
     "WholePicture",
     "WithinClip",
+    "open_index",
 ]
 _HOMES = (  # in the order of search: what is slow to import comes last
     "pairing",

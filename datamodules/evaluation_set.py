@@ -46,9 +46,7 @@ class EvaluationSet:
     treatment: ReferenceTreatment
 
     @classmethod
-    def open(
-        cls, source: EvaluationSource, references: int = 1, cache: "ShardCache | None" = None
-    ) -> "EvaluationSet":
+    def open(cls, source: EvaluationSource, references: int = 1, cache: "ShardCache | None" = None) -> "EvaluationSet":
         """Open the data set and draw or read the episodes.
 
         Args:

@@ -89,7 +89,8 @@ def final(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
     """Weights, optimiser and step of the one checkpoint of a name below a folder."""
     (path,) = folder.rglob(name)
     content = torch.load(path, weights_only=True)
-    return {key: content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
+    kept = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
+    return {key: content[key] for key in kept if key in content}
 
 
 def assert_same(found: Any, expected: Any, place: str = "") -> None:

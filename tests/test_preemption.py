@@ -62,10 +62,10 @@ def resume(out: Path, **changes: Any) -> None:
     ("name", "step", "where", "after"),
     [
         ("SIGTERM", 5, {}, 6),
-        ("SIGUSR1", 4, {}, 5),  # where the run saves anyway
-        ("SIGTERM", 3, {}, 4),  # before a validation
         ("SIGUSR1", 4, {"validation": True}, 4),
-        ("SIGTERM", 9, {}, 10),  # at the very end
+        pytest.param("SIGUSR1", 4, {}, 5, marks=pytest.mark.slow),  # where the run saves anyway
+        pytest.param("SIGTERM", 3, {}, 4, marks=pytest.mark.slow),  # before a validation
+        pytest.param("SIGTERM", 9, {}, 10, marks=pytest.mark.slow),  # at the very end
     ],
 )
 def test_a_stopped_run_is_resumed_exactly(
@@ -84,6 +84,21 @@ def test_a_stopped_run_is_resumed_exactly(
     assert final(tmp_path)["global_step"] == after
     resume(tmp_path)
     assert_same(final(tmp_path), uninterrupted)
+
+
+@pytest.mark.slow
+def test_an_average_of_the_weights(in_miniature_world: Path, tmp_path: Path) -> None:
+    """In validation it lies where the weights belong, and they where it does."""
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.8}}
+    found = {}
+    for kind, more in {"whole": [], "stopped": [send("SIGTERM", 4, validation=True)]}.items():
+        out = tmp_path / kind
+        assert main(arguments(out, settings(out, average, *more))) == (75 if more else 0)
+        if more:
+            assert main(arguments(out, settings(out, average), "--ckpt_path", "last")) == 0
+        found[kind] = final(out)
+    assert "current_model_state" in found["whole"]
+    assert_same(found["stopped"], found["whole"])
 
 
 def test_a_second_ctrl_c_leaves_at_once(
@@ -108,9 +123,9 @@ def test_ctrl_c_saves(in_miniature_world: Path, tmp_path: Path, capfd: pytest.Ca
     [
         ("on_train_batch_start", 6, 6),  # an error of the data, or of the forward
         ("on_before_optimizer_step", 6, 5),  # the gradients are there, the step is not done: 5 was saved before
-        ("on_before_zero_grad", 6, 6),  # before the backward
-        ("on_train_batch_end", 6, 6),  # of another callback
-        ("on_validation_batch_end", 8, 8),
+        pytest.param("on_before_zero_grad", 6, 6, marks=pytest.mark.slow),  # before the backward
+        pytest.param("on_train_batch_end", 6, 6, marks=pytest.mark.slow),  # of another callback
+        pytest.param("on_validation_batch_end", 8, 8, marks=pytest.mark.slow),
     ],
 )
 def test_an_error_loses_no_whole_step(

@@ -9,6 +9,7 @@
 #SBATCH --cpus-per-task=12        # <-- data workers (data.num_workers) and some to spare
 #SBATCH --time=48:00:00           # <--
 #SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append        # a requeued job writes on
 #SBATCH --signal=USR1@120         # <-- seconds before the time is up at which all tasks save a checkpoint and leave
 #SBATCH --requeue                 # after a node has failed or the job was preempted, go on from the last checkpoint
 set -euo pipefail

@@ -182,7 +182,7 @@ def nothing_new(folder: Path, canary: Path, besides: Path | None = None) -> Iter
 
 
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is made if anything in hostile data runs, or if a decoder starts one of the programs that they can."""
+    """A file that is made if anything in hostile data runs, or if a decoder starts one of the programs that some do."""
     path = tmp_path / "canary"
     programs = tmp_path / "programs"
     programs.mkdir()

@@ -126,10 +126,10 @@ def test_names_of_configs(tmp_path: Path, canary: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "content", [CONFIGS["a call"], CONFIGS["a list of lists"], CONFIGS["extends itself by a link"]]
+    ("command", "name"),
+    [("fit", "a call"), ("test", "a list of lists"), ("sweep", "a call"), ("convert", "extends itself by a link")],
 )
-@pytest.mark.parametrize("command", ["fit", "test", "sweep", "convert"])
-def test_commands(tmp_path: Path, canary: Path, capfd: Any, command: str, content: str) -> None:
+def test_commands(tmp_path: Path, canary: Path, capfd: Any, command: str, name: str) -> None:
     """The whole command: status 2, and one line that names the file."""
     path = tmp_path / "hostile.yaml"
     (tmp_path / "link.yaml").symlink_to(path)
