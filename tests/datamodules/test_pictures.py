@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -115,6 +115,7 @@ label_maps = arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 40)))
 )
 
 
+@settings(deadline=None)
 @given(label_map=label_maps)
 def test_label_maps_are_read_as_they_were_written_and_as_pil_reads_them(label_map):
     data = write_label_map(label_map)
@@ -124,6 +125,7 @@ def test_label_maps_are_read_as_they_were_written_and_as_pil_reads_them(label_ma
     assert np.array_equal(read_label_map(png_of(label_map), "x"), label_map), "with PIL's filters"
 
 
+@settings(deadline=None)
 @given(label_map=label_maps)
 def test_pixels_of_classes_are_a_histogram(label_map):
     numbers, counts = np.unique(label_map, return_counts=True)
@@ -138,6 +140,17 @@ def test_damage_inside_a_label_map_is_found():
     data[data.index(b"IDAT") + 12] ^= 0xFF
     with pytest.raises(UserError, match="x is a damaged PNG"):
         read_label_map(bytes(data), "x")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_label_map_of_many_bytes_is_read_too(kind):
+    """Those of few are unpacked at once; the rest with a bound."""
+    label_map = np.random.default_rng(0).integers(0, 255, (300, 301)).astype(kind) * (250 if kind == np.uint16 else 1)
+    data = write_label_map(label_map)
+    assert len(data) > pictures._SMALL
+    assert np.array_equal(read_label_map(data, "x"), label_map)
+    with pytest.raises(UserError, match="x is a damaged PNG"):
+        read_label_map(data[:-5000], "x")
 
 
 def test_a_label_map_that_unpacks_into_more_than_it_says_is_left_to_pil(monkeypatch):

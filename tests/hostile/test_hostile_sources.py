@@ -92,7 +92,9 @@ def test_pictures(tmp_path: Path, canary: Path, name: str, resize: int | None) -
     assert left <= {"source", "programs", "out", ".out.packing"}, left
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir], ids=str)
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir], ids=["pipe", "link", "folder"]
+)
 @pytest.mark.parametrize("place", ["images/a.jpg", "masks/a.png"])
 def test_pictures_that_are_no_files(tmp_path: Path, canary: Path, place: str, make: Callable[[Path], object]) -> None:
     source = tmp_path / "source"
