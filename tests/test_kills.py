@@ -6,7 +6,6 @@ with `--ckpt_path last`. `pytest -m slow tests/test_kills.py` kills 20 times.
 
 import os
 import random
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 from survival_support import (
-    TIMEOUT,
     arguments,
     assert_same,
     end_group,
@@ -29,6 +27,8 @@ from survival_support import (
 )
 
 RESUME = ("--ckpt_path", "last")
+PATIENCE = 600
+"""Seconds until something must have happened, on a machine that is busy with others."""
 
 
 def config(out: Path, steps: int, *callbacks: dict[str, Any]) -> dict[str, Any]:
@@ -58,29 +58,26 @@ class Killer:
         self.begun = 0.0
 
     def kill_while_writing(self) -> None:
-        """As soon as a checkpoint is half written, or a little later."""
-        process = self._start()
-        for _ in range(self.random.randint(0, 5)):  # writes that are not met
-            wait_for(lambda: process.poll() is not None or self._writes())
-            wait_for(lambda: process.poll() is not None or not self._writes())
-        wait_for(lambda: process.poll() is not None or self._writes())
-        time.sleep(self.random.random() * 0.4)
-        self._kill(process)
+        """When a checkpoint is half written, some time after others."""
+        with self._killed() as process:
+            for _ in range(self.random.randint(0, 3)):  # writes that are not met
+                wait_for(lambda: process.poll() is not None or self._writes(), PATIENCE)
+                wait_for(lambda: process.poll() is not None or not self._writes(), PATIENCE)
+            wait_for(lambda: process.poll() is not None or self._writes(), PATIENCE)
+            time.sleep(self.random.random() * 0.4)
 
     def kill_anywhere(self) -> None:
         """At a random moment after some more checkpoints have been written."""
-        process = self._start()
-        for _ in range(self.random.randint(1, 4)):
-            before = self._times()
-            wait_for(lambda before=before: process.poll() is not None or self._times() != before)
-        time.sleep(self.random.random() * 2)
-        self._kill(process)
+        with self._killed() as process:
+            for _ in range(self.random.randint(1, 4)):
+                before = self._times()
+                wait_for(lambda before=before: process.poll() is not None or self._times() != before, PATIENCE)
+            time.sleep(self.random.random() * 2)
 
     def kill_at_the_start(self) -> None:
         """While it is imported, built, or resumed."""
-        process = self._start()
-        time.sleep(self.random.random() * 10)
-        self._kill(process)
+        with self._killed():
+            time.sleep(self.random.random() * 10)
 
     def damage_the_newest(self) -> None:
         """As a file system may do that was not synchronised: cut it short, or change a byte."""
@@ -104,7 +101,7 @@ class Killer:
         """Let it run to its end."""
         process = self._start()
         try:
-            assert process.wait(5 * TIMEOUT) == 0, self.log.read_text()[-3000:]
+            assert process.wait(3 * PATIENCE) == 0, self.log.read_text()[-3000:]
         finally:
             end_group(process)
 
@@ -112,10 +109,15 @@ class Killer:
         self.begun = time.time()
         return start(self.world, self.args, self.log)
 
-    def _kill(self, process: subprocess.Popen[bytes]) -> None:
-        ended = process.poll()
-        os.killpg(process.pid, signal.SIGKILL) if ended is None else None
-        end_group(process)
+    @contextmanager
+    def _killed(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A run that is killed at the end of the block."""
+        process = self._start()
+        try:
+            yield process
+            ended = process.poll()
+        finally:
+            end_group(process)
         assert ended in (None, 0), self.log.read_text()[-3000:]  # it never ends in an error of its own
         self.met["killed" if ended is None else "too late"] += 1
         if ended is None and self._writes():
@@ -146,7 +148,7 @@ def beside(world: Path, out: Path, steps: int) -> Iterator[Callable[[], dict[str
     process = start(world, arguments(out, config(out, steps)), out / "log.txt")
 
     def result() -> dict[str, Any]:
-        assert process.wait(5 * TIMEOUT) == 0, (out / "log.txt").read_text()[-3000:]
+        assert process.wait(3 * PATIENCE) == 0, (out / "log.txt").read_text()[-3000:]
         return final(out)
 
     try:
@@ -164,7 +166,7 @@ def check_end(killer: Killer, expected: dict[str, Any], steps: int) -> None:
     assert not [name for name in names if name.endswith((".partial", "-v1.ckpt"))], names
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_a_run_that_is_killed_twice(miniature_world: Path, tmp_path: Path) -> None:
     steps = 9
     with beside(miniature_world, tmp_path / "whole", steps) as whole:
@@ -178,9 +180,9 @@ def test_a_run_that_is_killed_twice(miniature_world: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(10800)
 def test_a_run_that_is_killed_twenty_times(miniature_world: Path, tmp_path: Path) -> None:
-    steps = 120  # more than 20 kills leave time for
+    steps = 80  # more than 20 kills leave time for
     with beside(miniature_world, tmp_path / "whole", steps) as whole:
         expected = whole()
     killer = Killer(miniature_world, tmp_path / "killed", steps, seed=2)

@@ -12,7 +12,7 @@ from typing import Any
 import harm
 import numpy as np
 import pytest
-from confined import check_bounded, check_refused, confined, nothing_new, plant
+from confined import Outcome, check_bounded, check_refused, confined, nothing_new, plant
 from PIL import Image
 
 from ldis_lightning.datamodules.packing.coco_annotations import label_map, read_instances
@@ -67,6 +67,14 @@ def pictures(canary: Path) -> dict[str, tuple[str, bytes]]:
     return found
 
 
+def check_listed(outcome: Outcome, name: str) -> None:
+    """A packer lists what is wrong with its source, a line for each sample."""
+    check_bounded(outcome)
+    first, *lines = outcome.message.splitlines()
+    assert outcome.error == "UserError" and first == "set was not packed, because of 1 of its frames:", outcome
+    assert len(lines) == 1 and name.rpartition(".")[0].rpartition("/")[2] in lines[0], outcome
+
+
 @pytest.mark.parametrize("name", pictures(Path("canary")))
 @pytest.mark.parametrize("resize", [None, 8])
 def test_pictures(tmp_path: Path, canary: Path, name: str, resize: int | None) -> None:
@@ -87,7 +95,7 @@ def test_pictures(tmp_path: Path, canary: Path, name: str, resize: int | None) -
         outcome = confined(run, may_write=tmp_path)
     check_bounded(outcome)
     if outcome.error:
-        check_refused(outcome, Path(place).stem)
+        check_listed(outcome, place)
     left = {path.name for path in tmp_path.iterdir()}
     assert left <= {"source", "programs", "out", ".out.packing"}, left
 
@@ -107,7 +115,7 @@ def test_pictures_that_are_no_files(tmp_path: Path, canary: Path, place: str, ma
         outcome = confined(
             lambda: pack(FolderPacker(source), tmp_path / "out", name="set", workers=1), may_write=tmp_path
         )
-    check_refused(outcome, place)
+    check_listed(outcome, place)
 
 
 # ---- COCO's JSON
