@@ -90,7 +90,7 @@ def check_pickle(data: bytes) -> None:
     wide = 0
     try:
         for opcode, argument, place in pickletools.genops(data):
-            if opcode.name in MEMO and int(argument) > place:  # a table of that length would be made
+            if opcode.name in MEMO and int(argument or 0) > (place or 0):  # a table of that length would be made
                 raise ValueError("it is damaged (a number in its memo)")
             if isinstance(argument, int) and not -(2**64) < argument < 2**64:
                 wide += 1

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 SECONDS, WAITING = 5, 60
 """An input that takes more of a processor's time, or more time by the clock, is a finding."""
@@ -40,7 +41,7 @@ def fuzz(description: str, make: Callable[[Path], Made]) -> None:
     """
     options = _options(description)
     try:
-        import atheris
+        atheris: Any = importlib.import_module("atheris")  # an extra
     except ImportError:
         sys.exit("this needs atheris: pip install 'ldis-lightning[fuzz]' (Linux, or macOS with LLVM's clang)")
     with atheris.instrument_imports(include=list(INSTRUMENTED)):

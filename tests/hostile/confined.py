@@ -80,7 +80,8 @@ def _outcome(ours: Connection, process: Any) -> Outcome:
     except EOFError:
         process.join()
         return Outcome("crash", f"the process ended with {process.exitcode}")
-    return Outcome(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    return Outcome(**values)
 
 
 def _run(action: Callable[[], object], may_write: Path | None, watched: bool, result: Connection) -> None:

@@ -6,6 +6,7 @@ import pickle
 import struct
 import tarfile
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def record(text: bytes) -> bytes:
 # ---- Data sets with an index that vouches for them
 
 
-def data_set(folder: Path, samples: dict[str, tuple[bytes, bytes, tuple[int, int]]], name: str = "set") -> Path:
+def data_set(folder: Path, samples: Mapping[str, tuple[bytes, bytes, tuple[int, int]]], name: str = "set") -> Path:
     """A folder with a shard of such (JPEG, PNG, size) and an index in which all their sums are right."""
     members = {}
     for key, (jpg, png, _) in samples.items():

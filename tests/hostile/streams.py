@@ -1,6 +1,7 @@
 """A pass over a data set, as training and evaluation make it."""
 
 from pathlib import Path
+from typing import Any
 
 from ldis_lightning.datamodules.episodes import EpisodeDataModule
 from ldis_lightning.datamodules.evaluation_set import EvaluationSource
@@ -29,5 +30,5 @@ def run(module: EpisodeDataModule, stage: str) -> None:
     module.teardown()
 
 
-def _small(workers: int, start_method: str | None) -> dict[str, object]:
+def _small(workers: int, start_method: str | None) -> dict[str, Any]:
     return {"image_size": 16, "batch_size": 2, "num_workers": workers, "start_method": start_method}

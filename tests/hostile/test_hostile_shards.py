@@ -85,7 +85,7 @@ def test_members_with_code_are_left_alone_by_spawned_workers(tmp_path: Path, can
 # ---- Tars
 
 
-def special(**attributes: object) -> Callable[[Path], None]:
+def special(**attributes: object) -> Callable[[Path], object]:
     """A tar with a member of such attributes."""
 
     def write(path: Path) -> None:
@@ -97,7 +97,7 @@ def special(**attributes: object) -> Callable[[Path], None]:
     return write
 
 
-def raw(kind: bytes, size: int, data: bytes) -> Callable[[Path], None]:
+def raw(kind: bytes, size: int, data: bytes) -> Callable[[Path], object]:
     """A tar that begins with such a header."""
     rest = harm.tar
 
@@ -108,12 +108,12 @@ def raw(kind: bytes, size: int, data: bytes) -> Callable[[Path], None]:
     return write
 
 
-def content(data: bytes) -> Callable[[Path], None]:
+def content(data: bytes) -> Callable[[Path], object]:
     """A file of such bytes, and whatever else it is, not a tar."""
     return lambda path: path.write_bytes(data) and None
 
 
-def of_kind(mode: str) -> Callable[[Path], None]:
+def of_kind(mode: str) -> Callable[[Path], object]:
     """A compressed tar of a gigabyte."""
 
     def write(path: Path) -> None:
@@ -128,7 +128,7 @@ DEEP = harm.record(b"path=" + b"a/" * 30_000 + b"good.jpg")
 MAP = harm.record(b"GNU.sparse.map=" + b"1,0," * 10_000 + b"1,0")
 SPARSE = harm.record(b"GNU.sparse.major=1") + harm.record(b"GNU.sparse.minor=0")
 REAL_SIZE = SPARSE + harm.record(b"GNU.sparse.realsize=%d" % 2**60)
-TARS: dict[str, Callable[[Path], None]] = {
+TARS: dict[str, Callable[[Path], object]] = {
     "a symbolic link": special(type=tarfile.SYMTYPE, linkname="/etc/passwd"),
     "a link to itself": special(type=tarfile.SYMTYPE, linkname="good.jpg"),
     "a hard link": special(type=tarfile.LNKTYPE, linkname="../../etc/passwd"),
@@ -167,7 +167,7 @@ TARS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("write", TARS.values(), ids=TARS.keys())
-def test_tars(tmp_path: Path, canary: Path, write: Callable[[Path], None]) -> None:
+def test_tars(tmp_path: Path, canary: Path, write: Callable[[Path], object]) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     write(folder / "x.tar")
@@ -223,7 +223,7 @@ def test_descriptions(tmp_path: Path, canary: Path, description: bytes) -> None:
 # ---- Indexes
 
 
-def edited(**changes: object) -> Callable[[Path], None]:
+def edited(**changes: object) -> Callable[[Path], object]:
     """An index with other values in its header."""
 
     def write(folder: Path) -> None:
@@ -233,7 +233,7 @@ def edited(**changes: object) -> Callable[[Path], None]:
     return write
 
 
-def with_column(name: str, data: bytes | Callable[[Path], object]) -> Callable[[Path], None]:
+def with_column(name: str, data: bytes | Callable[[Path], object]) -> Callable[[Path], object]:
     """An index with another file as a column."""
 
     def write(folder: Path) -> None:
@@ -244,7 +244,7 @@ def with_column(name: str, data: bytes | Callable[[Path], object]) -> Callable[[
     return write
 
 
-def with_values(name: str, *values: int) -> Callable[[Path], None]:
+def with_values(name: str, *values: int) -> Callable[[Path], object]:
     """An index with other values in a column, and with the sums of that column."""
 
     def write(folder: Path) -> None:
@@ -274,7 +274,7 @@ def shard_of(name: str) -> dict[str, object]:
 
 
 SHAPE = b"{'descr': '<i4', 'fortran_order': False, 'shape': (%d,), }\n"
-INDEXES: dict[str, Callable[[Path], None]] = {
+INDEXES: dict[str, Callable[[Path], object]] = {
     "a header nested 10**6 times": lambda folder: (folder / HEADER).write_text("[" * 10**6) and None,
     "a header that is a pickle": lambda folder: (folder / HEADER).write_bytes(harm.pickled(folder / "x")) and None,
     "a shard above": edited(**shard_of("../../etc/passwd")),
@@ -318,7 +318,7 @@ INDEXES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("write", INDEXES.values(), ids=INDEXES.keys())
-def test_indexes(tmp_path: Path, canary: Path, write: Callable[[Path], None]) -> None:
+def test_indexes(tmp_path: Path, canary: Path, write: Callable[[Path], object]) -> None:
     sample = (harm.jpeg(), harm.label_map(), harm.SIZE)
     folder = harm.data_set(tmp_path / "set", {"a": sample, "b": sample})
     write(folder)
