@@ -146,6 +146,12 @@ def _check_fits(manifest: Manifest, source: EvaluationSource, protocol: Protocol
             f"{path} was drawn from another version of `{manifest.dataset}` than {source.shards} (the hashes of their "
             "indexes differ): pack the data as it was then, or draw the episodes again."
         )
+    rows = [row for episode in manifest.episodes for row in (episode.query, *episode.references)]
+    shown = {number for episode in manifest.episodes for number in (episode.class_id, episode.reference_class)}
+    if max(rows, default=0) >= len(index) or not shown <= set(index.classes):
+        raise UserError(f"{path} names frames or classes that {source.shards} does not have: draw the episodes again.")
+    if manifest.clip != [int(index.clip[episode.query]) for episode in manifest.episodes]:
+        raise UserError(f"{path} names other clips than {source.shards} has: draw the episodes again.")
     if (manifest.protocol, manifest.settings) != (protocol.name, protocol.settings()):
         raise UserError(f"{path} was drawn by {manifest.protocol} {manifest.settings}, not by the set's `protocol`.")
     if manifest.treatment != describe(source.treatment or Intact()):

@@ -89,7 +89,7 @@ class Fetch:
             UserError: one of its pictures cannot be read.
         """
         reader = self.readers[episode.source]
-        query = _picture(reader, episode.query)
+        query = _picture(reader, episode.query, episode.class_id)
         image, labels = self._square(query, episode.class_id, episode.seed, role=0)
         references = [self._reference(episode, role, row) for role, row in enumerate(episode.references, start=1)]
         name = reader.index.classes.get(episode.class_id, str(episode.class_id))
@@ -114,7 +114,7 @@ class Fetch:
 
     def _reference(self, episode: Episode, role: int, row: int) -> tuple[np.ndarray, np.ndarray]:
         shown = episode.reference_class
-        picture = _picture(self.readers[episode.source], row)
+        picture = _picture(self.readers[episode.source], row, shown)
         image, labels = self._square(picture, shown, episode.seed, role)
         return self.treatments[episode.source].apply(image, reference_mask(labels, shown))
 
@@ -143,8 +143,12 @@ def episode_meta(index: ShardIndex, episode: Episode, class_name: str, original:
     )
 
 
-def _picture(reader: FrameReader, row: int) -> Picture:
+def _picture(reader: FrameReader, row: int, class_id: int) -> Picture:
     image, labels = reader.read_lazily(row)
+    if not (labels == class_id).any() and class_id in reader.index.classes_of_row(row)[0]:
+        shard = reader.index.shard_paths[reader.index.shard[row]]
+        reason = f"its mask does not show class {class_id}, which the index says it does: index the shards again."
+        raise DamagedSample(shard, reader.index.key(row), reason)
     return Picture(image, labels, in_clip=bool(reader.index.clip[row] >= 0))
 
 

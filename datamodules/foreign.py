@@ -26,7 +26,7 @@ from ldis_lightning.errors import UserError
 
 MAX_PICTURE_BYTES = 2**28
 MAX_JSON_BYTES = 2**20
-MAX_EXTENDED_HEADER = 2**18  # bytes of all headers of a member: a long name and other attributes
+MAX_EXTENDED_HEADER = 2**13  # bytes of all headers of a member; Python before 3.11.10 takes time with their square
 BLOCK = 512  # a tar is made of such blocks, and ends with two of zeros
 _CHUNK = 2**20
 
@@ -171,7 +171,7 @@ def _class_names(data: bytes) -> dict[int, str]:
     try:
         description = json.load(BytesIO(data))
         pairs = zip(description["class_ids"], description["class_names"], strict=True)
-        return valid_class_ids({int(number): str(name) for number, name in pairs})
+        return valid_class_ids({int(number): str(name) for number, name in pairs if is_class_id(number)})
     except (ValueError, KeyError, TypeError, RecursionError, UserError):
         return {}
 
@@ -220,10 +220,10 @@ def _members(path: Path) -> Iterator[_Member]:
     try:
         with _Headers(FileIO(path)) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for info in tar:
+                _check_safe(path, info)
                 end = info.offset_data + -(-info.size // BLOCK) * BLOCK * info.isreg()
                 if info.isreg() and info.offset_data + info.size > size:
                     raise UserError(f"{path} is cut short inside {info.name}: fetch or write it again.")
-                _check_safe(path, info)
                 last = info.name
                 if info.isreg():
                     yield _Member(info.name, info.offset_data, info.size)
@@ -270,14 +270,14 @@ def _check_end(path: Path, end: int, last: str) -> None:
 
 
 def _check_safe(path: Path, info: tarfile.TarInfo) -> None:
+    if not info.name.isprintable():
+        raise UserError(f"{info.name!r} in {path} holds characters that cannot be printed: rename it.")
     if info.issym() or info.islnk():
         raise UserError(f"{info.name} in {path} is a link: shards must hold the files themselves.")
     if not (info.isreg() or info.isdir()) or info.issparse() or info.size < 0:
         raise UserError(f"{info.name} in {path} is no ordinary file: write the shard without it.")
     if info.name.startswith("/") or ".." in info.name.split("/"):
         raise UserError(f"{info.name} in {path} points outside its folder: such names are refused.")
-    if not info.name.isprintable():
-        raise UserError(f"{info.name!r} in {path} holds characters that cannot be printed: rename it.")
 
 
 def _endings(path: Path) -> str:

@@ -6,16 +6,12 @@ import numpy as np
 import simplejpeg
 
 from ldis_lightning.datamodules import pictures
-from ldis_lightning.datamodules.pictures import PROGRESSIVE, frame_of
+from ldis_lightning.datamodules.pictures import MAX_SCANS, frame_of, too_many_scans
 from ldis_lightning.errors import UserError
 
 DIVISORS = (1, 2, 4, 8)
 """A JPEG can be decoded at 1/d of its size. Libraries can do it at more sizes, of which only these are fast."""
 
-MAX_SCANS = 100
-"""A progressive JPEG of a few kilobytes can ask for thousands of passes over the picture; usual ones have ten."""
-
-_START_OF_SCAN = b"\xff\xda"
 _COLOURS = ("RGB", "YCbCr", "Gray")
 
 
@@ -40,13 +36,12 @@ class Jpeg:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data or b"\0")  # it does not look at the length
         except (ValueError, KeyError) as reason:
-            raise error("its image cannot be read as JPEG: it is damaged or of another kind.") from reason
+            raise error(f"its image cannot be read as JPEG ({_line(reason)}).") from reason
         if (height, width) != size:
             raise error(f"its image is {width} x {height} pixels, where the index says {size[1]} x {size[0]}.")
         if colours not in _COLOURS:
             raise error(f"its image is a JPEG of {colours} colours: convert it to RGB.")
-        frame = frame_of(data)
-        if (frame is None or frame.marker in PROGRESSIVE) and data.count(_START_OF_SCAN) > MAX_SCANS:
+        if too_many_scans(data, frame_of(data)):
             raise error(f"its image is a JPEG of more than {MAX_SCANS} scans: save it anew.")
 
     def decode(self, divisor: int = 1) -> np.ndarray:
@@ -67,4 +62,9 @@ class Jpeg:
         try:
             return simplejpeg.decode_jpeg(self._data, "RGB", min_height=height, min_width=width)
         except ValueError as reason:
-            raise self._error(f"its image cannot be read as JPEG ({' '.join(str(reason).split())}).") from reason
+            raise self._error(f"its image cannot be read as JPEG ({_line(reason)}).") from reason
+
+
+def _line(reason: Exception) -> str:
+    """What a library said, as part of a line."""
+    return " ".join(str(reason).split()) or type(reason).__name__

@@ -16,6 +16,8 @@ from ldis_lightning.evaluation.measures import EpisodeTable
 
 FORMAT = "ldis_lightning manifest"
 VERSION = 1
+MOST_SCORE_SIZE = 2**13
+"""Side of the largest square at which predictions are scored: pictures have no more pixels."""
 _COLUMNS = ("query", "references", "class_id", "seed", "reference_class")
 
 
@@ -95,13 +97,14 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"the manifest {path} cannot be read: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the manifest {path} is damaged ({error}): draw it again.") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{path} is no manifest; `ldis data episodes` writes them.")
         if content.get("version") != VERSION:
             raise UserError(f"{path} has manifest format {content.get('version')}, this version reads {VERSION}.")
         try:
+            _check_kinds(content)
             manifest = _from_content(content)
             matches = manifest.hash == content["hash"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -116,6 +119,40 @@ class Manifest:
         clip = self.clip if any(number >= 0 for number in self.clip) else None
         classes = {str(number): name for number, name in sorted(self.classes.items())}
         return {"format": FORMAT, "version": VERSION, **fields, "classes": classes, "clip": clip, "episodes": columns}
+
+
+def _check_kinds(content: dict[str, Any]) -> None:
+    """Check that everything in a file is of the kind that `Manifest.save` writes.
+
+    Raises:
+        ValueError: it is not; the message names it.
+        KeyError: it is missing.
+    """
+    columns, clip, size = content["episodes"], content["clip"], content["score_size"]
+    count = len(columns["query"])
+    for name in _COLUMNS:
+        values = columns[name]
+        lists = values if name == "references" else [values]
+        if not all(isinstance(each, list) and each and all(map(_is_count, each)) for each in lists):
+            raise ValueError(f"`{name}` holds something else than whole numbers")
+    kinds = {"protocol": str, "dataset": str, "index_hash": str, "treatment": str}
+    kinds |= {"settings": dict, "rules": dict, "classes": dict}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            raise ValueError(f"`{name}` is no {kind.__name__}")
+    if not all(isinstance(name, str) for name in content["classes"].values()):
+        raise ValueError("`classes` holds something else than names")
+    if clip is not None and (not isinstance(clip, list) or len(clip) != count):
+        raise ValueError("`clip` does not fit the episodes")
+    if size is not None and not (_is_count(size) and 0 < size <= MOST_SCORE_SIZE):
+        raise ValueError(f"`score_size` is not 1 to {MOST_SCORE_SIZE}")
+    runs = content["runs"]
+    if not _is_count(content["references"]) or not _is_count(runs) or runs < 1 or count % runs:
+        raise ValueError("`references` or `runs` does not fit the episodes")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _from_content(content: dict[str, Any]) -> Manifest:

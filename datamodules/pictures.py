@@ -23,12 +23,16 @@ MAX_CLASS_ID = 2**16 - 2
 """Class ids are 1 to this, without 255: ids above 254 need 16-bit label maps."""
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE += (ArithmeticError, AttributeError, LookupError, TypeError)  # found by fuzzing
 """What PIL raises on damaged files."""
 
 END_OF_IMAGE = b"\xff\xd9"  # the last marker of a JPEG
 _FRAME_MARKERS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 PROGRESSIVE = frozenset({0xFFC2, 0xFFC6, 0xFFCA, 0xFFCE})
 """Markers of frames that are sent in several scans."""
+MAX_SCANS = 100
+"""Passes over the picture that a progressive JPEG may ask for; usual ones have ten."""
+_START_OF_SCAN = b"\xff\xda"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SMALL = 2**16  # bytes that, whatever they are, unpack into less than 2**26
 _GREY, _PALETTE = 0, 3  # colour types of PNG
@@ -78,6 +82,8 @@ def jpeg_size(jpg: bytes, name: str) -> tuple[int, int]:
         UserError: it is no such JPEG or too large.
     """
     frame = frame_of(jpg)
+    if too_many_scans(jpg, frame):
+        raise UserError(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it anew.")
     if frame is not None and 0 < frame.height * frame.width <= MAX_PIXELS:
         return frame.height, frame.width
     with open_picture(jpg, "JPEG", name) as image:
@@ -92,6 +98,17 @@ class Frame(NamedTuple):
     marker: int  # the kind of coding
     height: int
     width: int
+    in_one_scan: bool  # decoders pass over the picture once, whatever comes behind
+
+
+def too_many_scans(jpg: bytes, frame: Frame | None) -> bool:
+    """Whether a JPEG asks for more than `MAX_SCANS` passes over the picture, as one of a few kilobytes can.
+
+    Args:
+        jpg: the JPEG.
+        frame: its `frame_of`.
+    """
+    return (frame is None or not frame.in_one_scan) and jpg.count(_START_OF_SCAN) > MAX_SCANS
 
 
 def frame_of(jpg: bytes) -> Frame | None:
@@ -104,12 +121,25 @@ def frame_of(jpg: bytes) -> Frame | None:
             marker, length = struct.unpack_from(">HH", jpg, place)
             if marker in _FRAME_MARKERS:
                 bits, height, width, channels = struct.unpack_from(">BHHB", jpg, place + 4)
-                return Frame(marker, height, width) if bits == 8 and channels in (1, 3) else None
+                once = marker not in PROGRESSIVE and _channels_of_scan(jpg, place + 2 + length) == channels
+                return Frame(marker, height, width, once) if bits == 8 and channels in (1, 3) else None
             if not 0xFFC0 <= marker < 0xFFFF or 0xFFD0 <= marker < 0xFFDB:  # no segment before the frame header
                 return None
             place += 2 + length
     except struct.error:
         return None
+
+
+def _channels_of_scan(jpg: bytes, place: int) -> int:
+    """How many channels are in the first scan behind a place between two segments; 0 if that cannot be told."""
+    try:
+        while True:
+            marker, length, first = struct.unpack_from(">HHB", jpg, place)
+            if marker == 0xFFDA or not 0xFFC0 <= marker < 0xFFFF:
+                return first if marker == 0xFFDA else 0
+            place += 2 + length
+    except struct.error:
+        return 0
 
 
 def check_whole(jpg: bytes, name: str) -> None:
@@ -124,7 +154,7 @@ def check_whole(jpg: bytes, name: str) -> None:
         return
     try:
         with Image.open(BytesIO(jpg), formats=["JPEG"]) as image:
-            image.draft("RGB", (image.width // 8, image.height // 8))
+            image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except UNREADABLE as error:
         raise UserError(f"{name} is a damaged JPEG ({error}).") from error
@@ -142,9 +172,6 @@ def read_label_map(png: bytes, name: str) -> np.ndarray:
     rows = _read_rows(png)
     if rows is not None:
         return rows[:, 1:]
-    rows = _read_rows(png, 16)
-    if rows is not None:
-        return rows[:, 1:].view(">u2").astype(np.uint16)
     with open_picture(png, "PNG", name) as image:
         bits = png[24]  # bit depth in IHDR, the first chunk of every PNG
         if image.mode not in ("L", "P", "1", "I;16"):
@@ -241,26 +268,24 @@ def _run_ends(flat: np.ndarray) -> np.ndarray:
     return ends + (8 * (places - np.arange(len(places))))[ends >> 3]
 
 
-def _read_rows(png: bytes, depth: int = 8) -> np.ndarray | None:
-    """Unpack the usual label map of 8 or 16 bits: grey or palette, not interlaced, rows stored as they are.
+def _read_rows(png: bytes) -> np.ndarray | None:
+    """Unpack the usual label map of 8 bits: grey or palette, not interlaced, rows stored as they are.
 
     PIL unpacks row by row, which takes several times as long.
 
     Returns:
-        (H, 1 + W * depth / 8) uint8, a zero and the labels of each row; None for any other file, which PIL must look
-        at.
+        (H, 1 + W) uint8, a zero and the labels of each row; None for any other file, which PIL must look at.
     """
     if not png.startswith(_SIGNATURE + b"\0\0\0\rIHDR") or len(png) < 33:
         return None
     width, height, bits, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", png, 16)
-    usual = bits == depth and (colours == _GREY or (colours == _PALETTE and bits == 8)) and not interlaced
-    if not usual or not 0 < width * height <= MAX_PIXELS:
+    if bits != 8 or colours not in (_GREY, _PALETTE) or interlaced or not 0 < width * height <= MAX_PIXELS:
         return None
-    row = 1 + width * depth // 8
-    data = _unpacked(png, height * row)
-    if data is None or data[::row].count(0) != height:  # a row begins with the number of its filter
+    size = height * (1 + width)
+    data = _unpacked(png, size)
+    if data is None or data[:: 1 + width].count(0) != height:  # a row begins with the number of its filter
         return None
-    return np.frombuffer(data, np.uint8).reshape(height, row)
+    return np.frombuffer(data, np.uint8).reshape(height, 1 + width)
 
 
 def _unpacked(png: bytes, size: int) -> bytes | None:

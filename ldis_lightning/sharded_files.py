@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from ldis_lightning.archives import check_archive, check_pickle
 from ldis_lightning.errors import UserError, first_line
 
 REST = "meta.pt"  # Lightning's name for it
@@ -61,6 +62,7 @@ def read_into(state: dict[str, Any], folder: Path) -> None:
     """
     with _explained(folder), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        _check_places(folder, _Reader(folder).read_metadata())
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
 
 
@@ -70,14 +72,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: see `read_into`.
     """
-    with _explained(folder):
-        entries = _Reader(folder).read_metadata().state_dict_metadata
     prefix = "state_dict."
-    state = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in entries.items()
-        if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-    }
+    with _explained(folder):
+        metadata = _Reader(folder).read_metadata()
+        _check_places(folder, metadata)
+        state = {
+            key: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for key, entry in metadata.state_dict_metadata.items()
+            if key.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        }
     read_into(state, folder)
     return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
 
@@ -89,6 +92,7 @@ def read_rest(folder: Path) -> dict[str, Any]:
         UserError: it is missing or holds code.
     """
     with _explained(folder):
+        check_archive(folder / REST)
         rest = torch.load(folder / REST, weights_only=True)
         rest.pop(CHECKSUM, None)
         return rest
@@ -135,6 +139,25 @@ def shards_of(folder: Path) -> dict[str, list[tuple[int, int]]]:
     for place in _Reader(folder).read_metadata().storage_data.values():
         places.setdefault(place.relative_path, []).append((place.offset, place.length))
     return places
+
+
+def _check_places(folder: Path, metadata: Metadata) -> None:
+    """Check that tensors lie inside the files of a folder and are no larger than these.
+
+    Raises:
+        ValueError: they are not; torch would read whatever file is named, without end.
+    """
+    sizes: dict[str, int] = {}
+    for place in metadata.storage_data.values():
+        file = folder / place.relative_path
+        if file.parent != folder or file.is_symlink() or not file.is_file():
+            raise ValueError(f"{place.relative_path} is missing, or no file in it")
+        sizes[file.name] = file.stat().st_size
+        if min(place.offset, place.length) < 0 or place.offset + place.length > sizes[file.name]:
+            raise ValueError(f"{file.name} is cut short")
+    tensors = [entry for entry in metadata.state_dict_metadata.values() if isinstance(entry, TensorStorageMetadata)]
+    if sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors) > sum(sizes.values()):
+        raise ValueError("its tensors are larger than its files")
 
 
 def partial_name(path: Path) -> Path:
@@ -190,8 +213,12 @@ class _Reader(dcp.FileSystemReader):
     """torch's, but for the pickle."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            return _Unpickler(file).load()
+        data = (Path(self.path) / ".metadata").read_bytes()
+        check_pickle(data)
+        metadata = _Unpickler(io.BytesIO(data)).load()
+        if not isinstance(metadata, Metadata):
+            raise ValueError("`.metadata` holds something else")
+        return metadata
 
 
 class _Planner(dcp.DefaultLoadPlanner):
@@ -212,5 +239,14 @@ def _explained(folder: Path) -> Iterator[None]:
     except dcp.CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"the sharded checkpoint {folder} cannot be read: {first_line(reason)}") from error
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, RuntimeError, ValueError) as error:
+    except (
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f"the sharded checkpoint {folder} cannot be read: {first_line(error)}") from error

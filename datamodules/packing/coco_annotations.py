@@ -16,7 +16,7 @@ import numpy as np
 
 from ldis_lightning.datamodules.packing.convert import FORMATS, JPEG
 from ldis_lightning.datamodules.packing.trees import number_classes
-from ldis_lightning.datamodules.pictures import MAX_PIXELS
+from ldis_lightning.datamodules.pictures import MAX_CLASS_ID, MAX_PIXELS
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 
@@ -161,8 +161,8 @@ def _entries(entries: list[Any], what: str, keys: tuple[str, ...], file: Path) -
         for key in ("id", *keys):
             if not isinstance(entry, dict) or key not in entry:
                 raise UserError(f"{where} has no `{key}`.")
-        if not isinstance(number, (int, str)):
-            raise UserError(f"{where}: its id is neither a number nor a text.")
+        if not isinstance(number, (int, str)) or (isinstance(number, int) and not -(2**63) <= number < 2**63):
+            raise UserError(f"{where}: its id is neither a number of 64 bits nor a text.")
         if number in seen:
             raise UserError(f"{where} occurs twice: ids must differ.")
         seen.add(number)
@@ -175,6 +175,8 @@ def _category_names(categories: list[Any], file: Path) -> dict[int, str]:
     for number, entry in _entries(categories, "category", ("name",), file):
         if not isinstance(number, int):
             raise UserError(f"{file}: category {number}: its id is no whole number.")
+        if len(names) > MAX_CLASS_ID:
+            raise UserError(f"{file} has more categories than a label map can hold.")
         if not isinstance(entry["name"], str) or not entry["name"].strip():
             raise UserError(f"{file}: category {number} has a blank name.")
         names[number] = entry["name"].strip()

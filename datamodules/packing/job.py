@@ -109,6 +109,9 @@ class Job:
             file.add_image(item.key, *next(pairs), item.source)
 
     def _read(self, part: Any, key: str) -> tuple[bytes, bytes]:
+        for path in _paths(part):
+            if path.exists() and not path.is_file():  # a pipe or a device would never end
+                raise UserError(f"{path} cannot be read: it is a folder, a pipe or a device.")
         try:
             jpg, png = self.packer.read(part)
         except UNREADABLE as error:

@@ -73,7 +73,7 @@ def read_list(file: Path, tree: str) -> list[str]:
     """
     names = [line.split()[0] for line in read_lines(file, tree)]
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or name == ".." or not name.isprintable():
             raise UserError(f"{file} holds {name!r}, which is no name of a file: unpack it again.")
     return names
 

@@ -149,7 +149,7 @@ def _read_file(path: Path) -> list[ResultRow]:
             continue
         try:
             row = ResultRow.from_json(line)
-        except ValueError as error:  # of UTF-8 and JSON too
+        except (ValueError, RecursionError) as error:  # of UTF-8 and JSON too
             what = "no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else "no result row"
             raise UserError(f"{path}, line {number} is {what} ({error}): mend or delete the line") from error
         rows.append(replace(row, path=path))

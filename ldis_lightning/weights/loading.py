@@ -106,7 +106,7 @@ def _list(complaint: str, names: Sequence[str]) -> str:
 def _read_config(path: Path, key: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{key}: cannot read {path}: {error}.") from error
     if not isinstance(config, dict):
         raise UserError(f"{key}: {path} is no config of diffusers.")

@@ -13,6 +13,7 @@ import torch._utils
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ldis_lightning.archives import check_archive, check_stream, is_archive
 from ldis_lightning.errors import UserError, first_line
 
 TENSOR_PARTS = {
@@ -124,7 +125,7 @@ def _safetensors_size(path: Path, key: str, size: int) -> int:
     try:
         tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         return 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise _refusal(path, key, f"has no safetensors header: {AGAIN}") from error
 
 
@@ -136,9 +137,13 @@ def _read_safetensors(path: Path, key: str) -> dict[str, Any]:
 
 
 def _read_torch(path: Path, key: str) -> Any:
-    zipped = zipfile.is_zipfile(path)
+    zipped = is_archive(path)
     if zipped and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise _refusal(path, key, "is a TorchScript program, not weights")
+    try:
+        check_archive(path) if zipped else check_stream(path)
+    except ValueError as error:
+        raise _refusal(path, key, f"torch cannot read it: {error}") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:

@@ -5,15 +5,14 @@ are neither among these nor in VOC's validation set, 10,582 together. Where VOC 
 palette PNGs are stored byte for byte, with the borders of objects ignored (255). SBD has no such borders.
 """
 
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ldis_lightning.datamodules.packing.mat_file import as_bytes, field_of_struct
 from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
 from ldis_lightning.datamodules.packing.trees import check_present, find_root, read_list
 from ldis_lightning.datamodules.pictures import write_label_map
@@ -52,7 +51,7 @@ CLASSES = {
     20: "tvmonitor",
 }
 
-_MOST_MAT_BYTES = 2**20  # SBD's have a few thousand, and what is packed in them could unpack into gigabytes
+_MOST_MAT_BYTES = 2**20  # SBD's have a few thousand
 
 
 class Labelled(NamedTuple):
@@ -117,9 +116,6 @@ class PascalPacker(Packer):
 def read_sbd(data: bytes, name: str) -> np.ndarray:
     """The class segmentation in a .mat file of SBD: field `Segmentation` of its struct `GTcls`.
 
-    Nothing in the file runs: scipy turns numbers, structs, objects and even function handles into arrays, and only an
-    array of bytes is accepted.
-
     Args:
         data: the file.
         name: what to call it in messages.
@@ -130,34 +126,20 @@ def read_sbd(data: bytes, name: str) -> np.ndarray:
     Raises:
         UserError: it is no such file.
     """
-    labels = _field(_load_mat(data, name).get("GTcls"), "Segmentation")
-    if labels is None:
+    if len(data) > _MOST_MAT_BYTES:
+        raise UserError(f"{name} has {len(data)} bytes, more than {_MOST_MAT_BYTES}: it is none of SBD's annotations.")
+    try:
+        field = field_of_struct(data, "GTcls", "Segmentation")
+        labels = None if field is None else as_bytes(field)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be read as a MATLAB file ({error}): is it damaged?") from error
+    if field is None:
         raise UserError(f"{name} holds no struct GTcls with a field Segmentation: is it of SBD's folder cls?")
-    if type(labels) is not np.ndarray or labels.dtype != np.uint8 or labels.ndim != 2 or not labels.size:
+    if labels is None:
         raise UserError(f"{name}: its GTcls.Segmentation is no picture of bytes: is it of SBD's folder cls?")
     if ((labels > len(CLASSES)) & (labels != IGNORE_INDEX)).any():
         raise UserError(f"{name}: its GTcls.Segmentation holds other labels than 0 to {len(CLASSES)}.")
     return np.ascontiguousarray(labels)
-
-
-def _load_mat(data: bytes, name: str) -> dict[str, Any]:
-    from scipy.io import loadmat
-
-    if len(data) > _MOST_MAT_BYTES:
-        raise UserError(f"{name} has {len(data)} bytes, more than {_MOST_MAT_BYTES}: it is none of SBD's annotations.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return loadmat(BytesIO(data), variable_names=["GTcls"])
-    except Exception as error:  # whatever scipy stumbles over in a damaged file
-        raise UserError(f"{name} cannot be read as a MATLAB file ({error}): is it damaged?") from error
-
-
-def _field(struct: Any, name: str) -> Any:
-    """A field of a struct as scipy gives it, an array of shape (1, 1); None where there is none."""
-    if type(struct) is not np.ndarray or struct.size != 1 or name not in (struct.dtype.names or ()):
-        return None
-    return struct[name].item()
 
 
 def add_arguments(parser: ArgumentParser) -> None:
