@@ -55,7 +55,7 @@ class Crop(NamedTuple):
     def image(self, image: np.ndarray | Jpeg, size: int) -> np.ndarray:
         """Cut the square out of a picture: bilinear with antialiasing, mid-grey beyond the borders.
 
-        A JPEG that the crop makes much smaller is decoded at a fraction of its size, which takes half the time; the
+        A JPEG that the crop makes much smaller is decoded at a fraction of its size, which takes less time; the
         square is then nearly the same. An array is always taken as it is.
 
         Args:

@@ -230,7 +230,7 @@ def test_endless_chains_of_headers_are_refused(tmp_path, kind):
 def test_global_headers_do_not_pile_up(tmp_path):
     parts = []
     for number in range(40):
-        text = b"comment%03d=" % number + b"a" * 20_000
+        text = b"comment%03d=" % number + b"a" * 600
         record = b"%d %s\n" % (len(text) + 7, text)
         member = tarfile.TarInfo(f"{number}.txt").tobuf()
         parts.append(extended(tarfile.XGLTYPE, len(record), record) + member)
