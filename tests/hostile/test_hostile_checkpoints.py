@@ -158,7 +158,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a text of 2**32 bytes": lambda: with_record("data.pkl", described(HEAD + b"X\xff\xff\xff\xff.")),
     "bytes of 2**62 bytes": lambda: with_record("data.pkl", described(ENDLESS)),
     "a frame of 2**62 bytes": lambda: with_record("data.pkl", described(b"\x80\x04\x95" + struct.pack("<Q", 2**62))),
-    "lists in lists": lambda: with_record("data.pkl", described(HEAD + b"]" * 10**5 + b"a" * (10**5 - 1) + b".")),
+    "lists in lists": lambda: with_record("data.pkl", described(HEAD + b"]" * 20_000 + b"a" * 19_999 + b".")),
     "pairs of pairs": lambda: with_record("data.pkl", described(HEAD + b")" + b"2\x86" * 60 + b".")),
     "a list of itself": lambda: with_record("data.pkl", described(HEAD + b"]q\x00h\x00a.")),
     "keys of one hash": lambda: with_record("data.pkl", described(HEAD + b"}(" + NUMBERS + b"u.")),
