@@ -74,16 +74,24 @@ def _draw_row(
     pen.multiline_text((MARGIN, middle - 8), name, fill=INK, font=font(15), anchor="lm", spacing=5)
     below = 8 + 10 * len(name.split("\n"))
     pen.text((MARGIN, middle + below), f"frame {row.frame}", fill=FAINT, font=font(14), anchor="lm")
-    image, labels = row.prompt
-    faded, ignored = blend(grey(row.query), PAGE, 0.35), row.truth == IGNORE_INDEX
-    faded = np.where(ignored[..., None], blend(faded, PAGE, 0.8), faded)
-    drawn = [(image, labels, 0.5), (row.query, None, 0.0), (faded, row.truth, 0.65), (faded, row.prediction, 0.65)]
-    for x, (picture, shown, strength) in zip(columns, drawn, strict=True):
-        part = concept_tile(picture, shown, tile, strength)
+    for x, part in zip(columns, clip_tiles(row, tile).values(), strict=True):
         page.paste(part, (x + (tile[1] - part.width) // 2, y + (tile[0] - part.height) // 2))
     score = (columns[-1] + TILE + 14, middle)
     pen.text(score, f"{row.miou:.2f}", fill=INK, font=font(26), anchor="ls")
     pen.text((score[0], score[1] + 18), "mIoU", fill=FAINT, font=font(14), anchor="ls")
+
+
+def clip_tiles(row: ClipPicture, tile: tuple[int, int]) -> dict[str, Image.Image]:
+    """The pictures of a row, each made to fit into `tile` (height, width), by caption."""
+    image, labels = row.prompt
+    faded, ignored = blend(grey(row.query), PAGE, 0.35), row.truth == IGNORE_INDEX
+    faded = np.where(ignored[..., None], blend(faded, PAGE, 0.8), faded)
+    return {
+        "prompt": concept_tile(image, labels, tile, 0.5),
+        "query": concept_tile(row.query, None, tile, 0.0),
+        "truth": concept_tile(faded, row.truth, tile, 0.65),
+        "prediction": concept_tile(faded, row.prediction, tile, 0.65),
+    }
 
 
 def concept_tile(picture: Pixels, labels: Labels | None, tile: tuple[int, int], strength: float) -> Image.Image:

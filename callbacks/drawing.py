@@ -69,15 +69,26 @@ def _draw_row(
     middle = y + side // 2
     name = wrapped(episode.name, font(15), NAME_WIDTH - 12)
     pen.multiline_text((MARGIN, middle), name, fill=INK, font=font(15), anchor="lm", spacing=5)
-    for x, (image, mask) in zip(columns, episode.references[:MAX_REFERENCES], strict=False):
-        page.paste(reference_tile(image, mask, side), (x, y))
-    query, truth, prediction = columns[-3:]
-    page.paste(_resize(episode.query, side), (query, y))
-    page.paste(truth_tile(episode, side), (truth, y))
-    page.paste(prediction_tile(episode, side), (prediction, y))
-    score = (prediction + side + 14, middle)
+    *references, query, truth, prediction = episode_tiles(episode, side).values()
+    for x, tile in [
+        *zip(columns, references, strict=False),
+        *zip(columns[-3:], (query, truth, prediction), strict=True),
+    ]:
+        page.paste(tile, (x, y))
+    score = (columns[-1] + side + 14, middle)
     pen.text(score, f"{episode.iou:.2f}", fill=INK, font=font(26), anchor="ls")
     pen.text((score[0], score[1] + 18), "IoU", fill=FAINT, font=font(14), anchor="ls")
+
+
+def episode_tiles(episode: EpisodePicture, side: int) -> dict[str, Image.Image]:
+    """The squares of a row, `side` pixels each, by caption: `reference 1`, ..., then `query`, `truth`, `prediction`."""
+    references = enumerate(episode.references[:MAX_REFERENCES], start=1)
+    return {
+        **{f"reference {k}": reference_tile(image, mask, side) for k, (image, mask) in references},
+        "query": _resize(episode.query, side),
+        "truth": truth_tile(episode, side),
+        "prediction": prediction_tile(episode, side),
+    }
 
 
 def reference_tile(image: Pixels, mask: Pixels, side: int) -> Image.Image:

@@ -15,6 +15,7 @@ from ldis_lightning.callbacks.clip_drawing import ClipPicture, draw_clips
 from ldis_lightning.callbacks.drawing import MAX_REFERENCES, EpisodePicture, draw_episodes
 from ldis_lightning.callbacks.pixels import Pixels, image_pixels
 from ldis_lightning.callbacks.runs import run_folder, set_name, write_atomically
+from ldis_lightning.callbacks.tiles import write_tiles
 from ldis_lightning.episode import ClipBatch, EpisodeBatch, is_clip_batch
 from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.fusion import fuse_concepts
@@ -27,7 +28,8 @@ class Previews(Callback):
     what the step returns, `{"logits": (B, H, W)}` with foreground where > 0, and nothing where no logits are returned.
     Of a set of clips each row is another clip: the frame that prompts it, and from `{"logits": (F, C, H, W)}` the last
     frame of its first step, all concepts in their colours. Rank 0 draws its own share, so that nothing is gathered.
-    Sanity checks are not drawn.
+    Sanity checks are not drawn. After a test the squares of each row are files of their own in
+    `<run folder>/tiles/<set>`, for `ldis report`: see `write_tiles`.
     """
 
     def __init__(self, episodes: int = 8, every_n_val: int = 1) -> None:
@@ -119,6 +121,8 @@ class Previews(Callback):
             path = folder / f"{stage}-{name}-step{trainer.global_step}.png"
             write_atomically(path, picture.save)
             self.written.append(path)
+            if stage == "test":
+                write_tiles(folder.parent / "tiles" / name, rows)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     pixels = np.asarray(picture)  # (height, width, 3)

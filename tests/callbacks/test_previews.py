@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from ldis_lightning.callbacks import Previews
 from ldis_lightning.callbacks.previews import clip_picture, episode_picture
+from ldis_lightning.callbacks.tiles import write_tiles
 from ldis_lightning.episode import ClipBatch, EpisodeBatch
 from ldis_lightning.errors import UserError
 
@@ -226,6 +228,27 @@ def test_clip_picture_of_a_step() -> None:
     assert picture.prediction.tolist() == [[1] * 4 + [0] * 4] * 2 + [[1] * 4 + [2] * 4] * 2
     assert picture.prompt[0].shape == (10, 20, 3)
     assert picture.miou == (0.5 + 0) / 2
+
+
+def test_a_test_leaves_the_squares_of_each_row_as_files(tmp_path: Path) -> None:
+    make_trainer(tmp_path, Previews(episodes=4)).test(Oracle(), datamodule=Batches(), verbose=False)
+    rows = json.loads((tmp_path / "tiles/novel/tiles.json").read_text())
+    assert [row["name"] for row in rows] == ["class-0", "class-2", "class-0", "class-1"]  # without the padding
+    assert [row["iou"] for row in rows] == [1.0] * 4  # everything is predicted, and everything is true
+    for row in rows:
+        assert list(row["files"]) == ["reference 1", "query", "truth", "prediction"]
+        sizes = {Image.open(tmp_path / "tiles/novel" / name).size for name in row["files"].values()}
+        assert sizes == {(160, 160)}
+
+
+def test_squares_of_a_clip(tmp_path: Path) -> None:
+    logits = torch.full((3, 2, 4, 8), -1.0)
+    row = clip_picture(ClipBatch(**make_step("bear", frames=[1, 2, 3])), logits, 2)
+    write_tiles(tmp_path, [row])
+    (listed,) = json.loads((tmp_path / "tiles.json").read_text())
+    assert listed["name"] == f"{row.clip}, frame {row.frame}"
+    assert list(listed["files"]) == ["prompt", "query", "truth", "prediction"]
+    assert all((tmp_path / name).is_file() for name in listed["files"].values())
 
 
 def test_a_clip_without_its_first_frame_shows_a_reference() -> None:
