@@ -256,11 +256,17 @@ def leave_signals_to_training(worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
+_ORPHANED_WITHIN = 5.0
+"""Seconds between two looks at whether the training process is still there."""
+
+
 def _end_when_told() -> None:
-    """End the worker at the SIGTERM of the training process, and at no other."""
+    """End the worker at the SIGTERM of the training process, and at no other; and when that process is gone."""
     training = multiprocessing.parent_process()
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (training and training.pid):
-        pass
+    while training is not None and training.is_alive():
+        told = signal.sigtimedwait({signal.SIGTERM}, _ORPHANED_WITHIN)
+        if told is not None and told.si_pid == training.pid:
+            break
     os._exit(0)
 
 

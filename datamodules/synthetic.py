@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -70,14 +72,18 @@ class SyntheticWorld(DataPreparation):
     def prepare(self) -> None:
         """Write the data sets that are missing; what was finished before an interruption is kept.
 
+        Of several processes that want the same folder at once, one draws and the others wait for it.
+
         Raises:
             UserError: the folder holds a world of other arguments.
         """
-        self._claim_root()
-        for number, (split, count) in enumerate(self.images.items()):
-            self._write(f"images/{split}", count, number, self._add_image)
-        for number, (split, count) in enumerate(self.clips.items()):
-            self._write(f"clips/{split}", count, 3 + number, self._add_clip)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with _alone(self.root):
+            self._claim_root()
+            for number, (split, count) in enumerate(self.images.items()):
+                self._write(f"images/{split}", count, number, self._add_image)
+            for number, (split, count) in enumerate(self.clips.items()):
+                self._write(f"clips/{split}", count, 3 + number, self._add_clip)
 
     def _claim_root(self) -> None:
         """Record the arguments in `world.json`, or compare them with those recorded there."""
@@ -93,9 +99,8 @@ class SyntheticWorld(DataPreparation):
                     "Delete it or name another folder."
                 )
             return
-        if self.root.is_dir() and any(self.root.iterdir()):
+        if any(self.root.iterdir()):
             raise UserError(f"{self.root}: is not empty and no synthetic world. Name another folder.")
-        self.root.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(own, indent=2) + "\n")
         temporary.replace(path)
@@ -120,6 +125,23 @@ class SyntheticWorld(DataPreparation):
     def _add_clip(self, writer: ShardWriter, rng: np.random.Generator, concepts: list[Concept], key: str) -> None:
         scene = draw_scene(rng, concepts, self.size, self.things)
         writer.add_clip(key, [_encode(*render(moved)) for moved in move_scene(rng, scene, self.frames)])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, as far as the file system has locks; the lock is on the folder itself and ends with us."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another process draws it; waiting for that", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # no locks there
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _encode(picture: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[bytes, bytes]:

@@ -17,7 +17,7 @@ from torch import Tensor
 STEPS = 20
 ROOT = Path(__file__).resolve().parent.parent
 LDIS = [sys.executable, "-m", "ldis_lightning"]
-TIMEOUT = 250
+TIMEOUT = 500
 """Seconds for one run, on a machine that is busy with others; it takes about 20."""
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from ldis_lightning import checkpoint_files
 
-TIMEOUT = 150
+TIMEOUT = 400
 """Seconds for one run, on a machine that is busy with others; it takes about 10."""
 KEEP_LAST = {"save_last": True, "save_top_k": 0, "every_n_train_steps": 5}
 

@@ -182,7 +182,7 @@ def test_a_run_that_is_killed_twice(miniature_world: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(10800)
 def test_a_run_that_is_killed_twenty_times(miniature_world: Path, tmp_path: Path) -> None:
-    steps = 80  # more than 20 kills leave time for
+    steps = 160  # more than 20 kills leave time for
     with beside(miniature_world, tmp_path / "whole", steps) as whole:
         expected = whole()
     killer = Killer(miniature_world, tmp_path / "killed", steps, seed=2)

@@ -24,7 +24,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.mark.timeout(520)
+@pytest.mark.timeout(1100)
 def test_two_nodes_follow_one_process(miniature_world: Path, tmp_path: Path) -> None:
     one = fit(miniature_world, tmp_path / "one", ["quickstart"], devices=1)
     (tmp_path / "two").mkdir()

@@ -22,7 +22,8 @@ from ldis_lightning.datamodules.remote.cache import ShardCache
 from ldis_lightning.datamodules.remote.locks import LockedFile
 from ldis_lightning.errors import UserError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
+PATIENT = {"stall_seconds": 30.0}  # on a busy machine the server may be silent for longer than `quick` waits
 SLOW = bad.trickle(0.01, 10_000)  # 0.3 s a file
 
 
@@ -48,7 +49,7 @@ def processes(number: int, work: Callable[..., None], *arguments: Any) -> Iterat
     try:
         yield started
         for process in started:
-            process.join(40)
+            process.join(120)
             assert process.exitcode in (0, -signal.SIGKILL)
     finally:
         for process in started:
@@ -91,7 +92,7 @@ def taken(folder: str) -> int:
 def test_processes_fetch_a_file_once(number: int, server: LocalServer, folder: str) -> None:
     files = [serve_file(server, f"shard-{i}.tar", seed=i) for i in range(3)]
     server.always = {f"shard-{i}.tar": SLOW for i in range(3)}
-    with processes(number, fetch_all, folder, files, {}):
+    with processes(number, fetch_all, folder, files, PATIENT):
         pass
     asked = Counter(server.requests)
     assert len(asked) == 9 and set(asked.values()) == {1}
@@ -102,7 +103,7 @@ def test_threads_fetch_a_file_once(server: LocalServer, folder: str) -> None:
     file = serve_file(server)
     server.always["shard.tar"] = SLOW
     got: list[bytes] = []
-    cache = quick(folder)
+    cache = quick(folder, **PATIENT)
     threads = [threading.Thread(target=lambda: got.append(fetch(cache, file))) for _ in range(4)]
     for thread in threads:
         thread.start()
