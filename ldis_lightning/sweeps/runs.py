@@ -40,7 +40,12 @@ class Run:
     @property
     def job(self) -> Job:
         """How to run it."""
-        return Job(self.name, self.folder / "point.yaml", self.folder / "log.txt")
+        return Job(self.name, ("fit", "--config", str(self.config)), self.folder / "log.txt")
+
+    @property
+    def config(self) -> Path:
+        """A config that stands alone."""
+        return self.folder / "point.yaml"
 
     @property
     def results(self) -> Path:
@@ -49,14 +54,14 @@ class Run:
 
     def is_done(self) -> bool:
         """Whether there are results of exactly this config."""
-        config = self.job.config
-        return self.results.is_file() and config.is_file() and config.read_text(encoding="utf-8") == self.text
+        return self.results.is_file() and self.config.is_file() and self.config.read_text(encoding="utf-8") == self.text
 
     def prepare(self) -> None:
         """Write the config and drop results of any other one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results.unlink(missing_ok=True)
-        self.job.config.write_text(self.text, encoding="utf-8")
+        self.job.log.unlink(missing_ok=True)
+        self.config.write_text(self.text, encoding="utf-8")
 
     def metrics(self) -> dict[str, float]:
         """The metrics of a finished run; what was not a number is NaN."""

@@ -29,7 +29,7 @@ class InProcess(Launcher):
             self.ran.append(job.name)
             job.log.write_text("the end of the log\n", encoding="utf-8")
             failed = self.failing and self.failing in job.name
-            yield Outcome(job, 1 if failed else main(["fit", "--config", str(job.config)]), 1.0)
+            yield Outcome(job, 1 if failed else main(job.arguments), 1.0)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from ldis_lightning.sweeps.launchers import Job, Local, log_end
 
 
 class Script(Job):
-    """A job that runs its "config" as a Python script."""
+    """A job whose argument is a Python script."""
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, str(self.config)]
+        return [sys.executable, *self.arguments]
 
 
 class Recorder:
@@ -35,7 +35,7 @@ class Recorder:
 def script(folder: Path, name: str, code: str) -> Script:
     path = folder / f"{name}.py"
     path.write_text(code, encoding="utf-8")
-    return Script(name, path, folder / "logs" / f"{name}.txt")
+    return Script(name, (str(path),), folder / "logs" / f"{name}.txt")
 
 
 def test_a_failure_stops_nothing_and_keeps_its_log(tmp_path: Path) -> None:
@@ -111,8 +111,15 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_job_is_a_plain_fit(tmp_path: Path) -> None:
-    job = Job("lost", tmp_path / "point.yaml", tmp_path / "log.txt")
+def test_a_job_is_a_plain_command(tmp_path: Path) -> None:
+    job = Job("lost", ("fit", "--config", str(tmp_path / "point.yaml")), tmp_path / "log.txt")
     (outcome,) = Local(poll_seconds=0.1).run([job], Recorder())
     assert outcome.status == 2
     assert any("point.yaml` does not exist" in line for line in log_end(job.log))
+
+
+def test_what_there_is_of_a_log_stays(tmp_path: Path) -> None:
+    for said in ("first", "second"):
+        job = script(tmp_path, "again", f"print('{said}')")
+        list(Local(poll_seconds=0.05).run([job], Recorder()))
+    assert log_end(job.log) == ["first", "second"]

@@ -1,61 +1,13 @@
-"""How the runs of a sweep are started: as processes on this machine. Clusters are further subclasses of `Launcher`."""
+"""Runs as processes on this machine."""
 
 import os
-import re
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One `ldis fit --config CONFIG`, whose output goes to the file `log`."""
-
-    name: str
-    config: Path
-    log: Path
-
-    @property
-    def command(self) -> list[str]:
-        """What to run, in this interpreter's environment and the current folder."""
-        return [sys.executable, "-m", "ldis_lightning", "fit", "--config", str(self.config)]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A job that has ended: its exit status (0 is success) and how many seconds it took."""
-
-    job: Job
-    status: int
-    seconds: float
-
-
-class Watcher(Protocol):
-    """Told of what happens between outcomes."""
-
-    def started(self, job: Job) -> None:
-        """A job has begun."""
-
-    def running(self, job: Job, line: str) -> None:
-        """A job's latest line of output."""
-
-
-class Launcher:
-    """The slot for ways to run jobs.
-
-    A subclass runs all jobs in any order and yields each as it ends, failed ones too: one failure stops nothing. When
-    the generator is closed early (Ctrl-C), it ends what it started.
-    """
-
-    def run(self, jobs: Sequence[Job], watcher: Watcher) -> Generator[Outcome]:
-        """Run the jobs; yield the outcome of each."""
-        raise NotImplementedError
+from ldis_lightning.sweeps.launchers.launcher import Job, Launcher, Outcome, Watcher, last_line
 
 
 class Local(Launcher):
@@ -94,7 +46,7 @@ class Local(Launcher):
 
     def _environment(self) -> dict[str, str]:
         """This process's, with the thread count, live output, and this very package importable (a bare checkout)."""
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])
         path = os.environ.get("PYTHONPATH")
         threads = str(self.threads_per_job)
         return {
@@ -115,7 +67,7 @@ class _Process:
 
     def __post_init__(self) -> None:
         self.job.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.job.log.open("wb") as log:  # the child keeps its own copy of the handle
+        with self.job.log.open("ab") as log:  # the child keeps its own copy of the handle
             self.process = subprocess.Popen(
                 self.job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment
             )
@@ -133,22 +85,3 @@ class _Process:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-def last_line(log: Path, window: int = 4096) -> str:
-    """The last line of a log that grows, where a progress bar that redraws itself counts as lines."""
-    with log.open("rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - window))
-        lines = _lines(file.read())
-    return lines[-1] if lines else ""
-
-
-def log_end(log: Path, lines: int = 15) -> list[str]:
-    """The last lines of a log."""
-    return _lines(log.read_bytes())[-lines:]
-
-
-def _lines(content: bytes) -> list[str]:
-    text = ANSI.sub("", content.decode("utf-8", errors="replace"))
-    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
