@@ -1,0 +1,96 @@
+"""The slot for ways to start the runs of a sweep, and what it is given: jobs and someone to tell about them."""
+
+import os
+import re
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `ldis` command, whose output goes to the end of the file `log`.
+
+    Attributes:
+        name: what people are told, e.g. `pre_mask=AlphaChannel seed 0`.
+        arguments: of `ldis`, e.g. `("fit", "--config", ".../point.yaml", "--ckpt_path", "last")`.
+        log: in a folder that belongs to this job alone.
+        nodes: machines, `trainer.num_nodes`.
+        processes: ranks on each of them, `trainer.devices`.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    log: Path
+    nodes: int = 1
+    processes: int = 1
+
+    @property
+    def command(self) -> list[str]:
+        """What to run, in this interpreter's environment and the current folder."""
+        return [sys.executable, "-m", "ldis_lightning", *self.arguments]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job that has ended.
+
+    Attributes:
+        status: 0 is success; `PREEMPTED_STATUS` (75) has saved a checkpoint and wants to be started again; anything
+            else has failed, a negative number by that signal.
+        seconds: how long it took.
+    """
+
+    job: Job
+    status: int
+    seconds: float
+
+
+class Watcher(Protocol):
+    """Told of what happens between outcomes."""
+
+    def started(self, job: Job) -> None:
+        """A job has begun."""
+
+    def running(self, job: Job, line: str) -> None:
+        """A job's latest line of output."""
+
+
+class Launcher:
+    """The slot for ways to run jobs.
+
+    A subclass runs all jobs in any order and yields each as it ends, failed ones too: one failure stops nothing. When
+    the generator is closed early (Ctrl-C, a spent budget), it ends what it has started, so that this saves what it has
+    trained, or, where jobs live on without the sweep, leaves them.
+    """
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher) -> Generator[Outcome]:
+        """Run the jobs; yield the outcome of each."""
+        raise NotImplementedError
+
+
+def last_line(log: Path, window: int = 4096) -> str:
+    """The last line of a log that grows, where a progress bar that redraws itself counts as lines; empty while there is
+    none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - window))
+            lines = _lines(file.read())
+    except FileNotFoundError:
+        return ""
+    return lines[-1] if lines else ""
+
+
+def log_end(log: Path, lines: int = 15) -> list[str]:
+    """The last lines of a log; none if there is no such file."""
+    return _lines(log.read_bytes())[-lines:] if log.is_file() else []
+
+
+def _lines(content: bytes) -> list[str]:
+    text = ANSI.sub("", content.decode("utf-8", errors="replace"))
+    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]
