@@ -112,11 +112,12 @@ def model_cost(parser: LDISParser, config: Mapping[str, Any]) -> ModelCost:
     """Build the model of a config without memory for its weights, and count. What cannot be built or counted so, such
     as a model whose files are not there, has None for it."""
     try:
-        parsed = parser.parse_object({"model": deepcopy(config["model"]), "trainer": {"logger": False}})
+        parsed: Any = parser.parse_object({"model": deepcopy(config["model"]), "trainer": {"logger": False}})
         with torch.device("meta"):
-            model = parser.instantiate_classes(Namespace(model=parsed.model)).model
+            built: Any = parser.instantiate_classes(Namespace(model=parsed.model))
     except Exception:  # of any library that reads weights
         return ModelCost()
+    model = built.model
     trained = {id(parameter) for parameter in model.trainable_parameters()}
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     data = config["data"]
