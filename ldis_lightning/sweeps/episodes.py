@@ -1,9 +1,10 @@
 """What was counted of each episode of an evaluation set, from a run's `episodes/SET.csv`."""
 
 import csv
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from ldis_lightning.evaluation.measures import (
     JAndF,
     Measure,
     RegionIoU,
-    sum_by,
 )
 
 FACTS = ["episode", "query", "class_id", "clip", "run", "scored"]
 """The columns before the counts: see `callbacks/rows.py`."""
 MEASURES: tuple[Measure, ...] = (RegionIoU(), JAndF(), FalsePositives())
+AT_ONCE = 50
+"""Draws that are summed together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +34,6 @@ class EpisodeCounts:
         counts: (E, width) int64.
         measure: whose counts they are.
     """
-
-    columns: ClassVar[int] = len(FACTS)
 
     queries: list[str]
     table: EpisodeTable
@@ -51,21 +51,26 @@ class EpisodeCounts:
         The draws depend on the episodes and `seed` alone, so two models scored on the same episodes get the same ones.
         """
         units = Units(self.table)
-        score = self._score_of_sums if self.measure.additive else self._score_of_rows
-        return np.array([score(units, draw, name) for draw in draws(len(units), samples, seed)])
+        drawn = draws(len(units), samples, seed)
+        scores = self._scores_of_sums(units, drawn) if self.measure.additive else self._scores_of_rows(units, drawn)
+        return np.array([score[name] for score in scores])
 
-    def _score_of_rows(self, units: Units, draw: np.ndarray, name: str) -> float:
-        rows, table = units.sample(draw)
-        return self.measure.scores(self.counts.take(rows, 0), table)[name]
+    def _scores_of_rows(self, units: Units, drawn: Iterable[np.ndarray]) -> Iterator[dict[str, float]]:
+        for draw in drawn:
+            rows, table = units.sample(draw)
+            yield self.measure.scores(self.counts.take(rows, 0), table)
 
-    def _score_of_sums(self, units: Units, draw: np.ndarray, name: str) -> float:
-        """The same from one row a class: an additive measure sees no more, and hundreds of rows become tens."""
-        weight = np.bincount(draw, minlength=len(units))[self.table.unit]  # (E,) how often each episode was drawn
-        classes, group = np.unique(self.table.class_id, return_inverse=True)
-        sums = sum_by(group, self.counts * weight[:, None], len(classes))
-        drawn = np.bincount(group, weight, len(classes)) > 0
-        table = EpisodeTable(classes[drawn], np.full(int(drawn.sum()), -1))
-        return self.measure.scores(sums[drawn], table)[name]
+    def _scores_of_sums(self, units: Units, drawn: Iterator[np.ndarray]) -> Iterator[dict[str, float]]:
+        """The same from one row a class, many draws at a time: an additive measure sees no more."""
+        order = np.argsort(self.table.class_id, kind="stable")
+        classes, start = np.unique(self.table.class_id[order], return_index=True)
+        table = EpisodeTable(classes, np.full(len(classes), -1))
+        unit, counts = self.table.unit[order], np.insert(self.counts[order], 0, 1, axis=1)  # (E,), (E, 1 + width)
+        while chunk := list(itertools.islice(drawn, AT_ONCE)):
+            times = np.stack([np.bincount(draw, minlength=len(units))[unit] for draw in chunk])  # (draws, E)
+            for own in np.add.reduceat(times[..., None] * counts, start, axis=1):  # (C, 1 + width)
+                present = own[:, 0] > 0
+                yield self.measure.scores(own[present, 1:], table.take(present))
 
 
 def read_episodes(path: Path) -> EpisodeCounts:
@@ -75,6 +80,13 @@ def read_episodes(path: Path) -> EpisodeCounts:
         ValueError: the file is damaged, or its counts are of no measure known here.
         OSError: it cannot be read.
     """
+    try:
+        return _read(path)
+    except (csv.Error, OverflowError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def _read(path: Path) -> EpisodeCounts:
     with path.open(newline="", encoding="utf-8") as file:
         header, *lines = csv.reader(file)
     measure = next((m for m in MEASURES if [*FACTS, *m.columns] == header), None)

@@ -228,7 +228,9 @@ def read_plan(folder: Path) -> FinishedSweep:
         if len({point.slug for point in points}) < len(points):
             raise ValueError("two points share a slug")
     except CODE_DAMAGE as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); run the same `ldis sweep` again to mend it") from error
+        raise UserError(
+            f"{path} is damaged ({first_line(error)}); run the same `ldis sweep` again to mend it"
+        ) from error
     runs = {
         (point.slug, seed): read_run(point, seed, folder / "points" / point.slug / f"seed-{seed}")
         for point in points

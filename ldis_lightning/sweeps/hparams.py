@@ -4,6 +4,7 @@ Each finished run gets one more event file, whose name never changes: writing it
 point are one group of sessions, of which the view shows the mean.
 """
 
+import importlib
 import io
 import math
 import os
@@ -72,14 +73,18 @@ def _number(label: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _protobuf(module: str) -> Any:
+    """A module whose classes are made when it is imported, so that type checkers see none."""
+    return importlib.import_module(module)
+
+
 def _metrics(runs: Sequence[FinishedRun]) -> list[str]:
     return sorted({name for run in runs for name in run.metrics})
 
 
 def _experiment(sweep: FinishedSweep, values: Sequence[Mapping[str, Value]], metrics: Sequence[str]) -> Any:
     """What the columns are: the same in every run, as the plugin asks the first that it finds."""
-    from tensorboard.plugins.hparams import api_pb2
-
+    api_pb2 = _protobuf("tensorboard.plugins.hparams.api_pb2")
     infos = []
     for heading in sweep.headings:
         column = list(dict.fromkeys(own[heading] for own in values if heading in own))
@@ -96,10 +101,12 @@ def _experiment(sweep: FinishedSweep, values: Sequence[Mapping[str, Value]], met
 
 def _content(run: FinishedRun, experiment: Any, values: Mapping[str, Value], metrics: Sequence[str]) -> bytes:
     """The bytes of an event file; times are those of the results, so that they do not depend on when it is written."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+    from tensorboard.plugins.hparams import metadata
     from tensorboard.summary.writer.record_writer import RecordWriter
+
+    api_pb2, plugin_data_pb2 = map(_protobuf, (f"tensorboard.plugins.hparams.{n}_pb2" for n in ("api", "plugin_data")))
+    Event = _protobuf("tensorboard.compat.proto.event_pb2").Event
+    Summary = _protobuf("tensorboard.compat.proto.summary_pb2").Summary
 
     time = (run.folder / "results.json").stat().st_mtime
     start = plugin_data_pb2.SessionStartInfo(group_name=run.point.slug, start_time_secs=time)

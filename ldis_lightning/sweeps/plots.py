@@ -1,5 +1,6 @@
 """The plots of a report: the metric over each axis, the differences to the baseline, and learning curves."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from ldis_lightning.sweeps.table import Row
 
 MARKERS = "osD^vPX*"
 SIGNS = "●■◆▲▼✚✖★"
-WIDTH = 680  # pixels
+WIDTH = 800  # pixels
 MOST_FACETS = 6
 MOST_LABEL = 40  # characters
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)))  # the second half of the colours is dashed as well
@@ -115,8 +116,8 @@ def _is_geometric(numbers: Sequence[float]) -> bool:
     ordered = sorted(set(numbers))
     if len(ordered) < 3 or ordered[0] <= 0:
         return False
-    ratios = [b / a for a, b in zip(ordered, ordered[1:], strict=False)]
-    gaps = [b - a for a, b in zip(ordered, ordered[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(ordered)]
+    gaps = [b - a for a, b in itertools.pairwise(ordered)]
     return max(ratios) / min(ratios) < max(gaps) / min(gaps) and ordered[-1] / ordered[0] > 3
 
 
@@ -178,7 +179,7 @@ def _categories(
     sweep: FinishedSweep, heading: str, values: Sequence[str], panels: Sequence[_Panel], groups: Sequence[str]
 ) -> Any:
     """Values from top to bottom, as their names are long; the metric to the right."""
-    height = max(30, 15 * len(groups) + 8)
+    height = max(40, 18 * len(groups) + 12)
     figure, frames = _figure(len(panels), 1, height * len(values) + 60, sharex=True)
     for frame, panel in zip(frames, panels, strict=True):
         frame.grid(axis="y", visible=False)
@@ -246,8 +247,10 @@ def difference_plot(sweep: FinishedSweep, rows: Sequence[Row]) -> Plot | None:
             difference = row.difference
             assert difference is not None
             color = COLORS[0] if difference.is_clear else FAINT
-            frame.plot(difference.interval, [position] * 2, color=color, lw=2, alpha=0.6, solid_capstyle="round")
-            frame.plot(difference.episodes_interval, [position] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
+            frame.plot(difference.interval, [position] * 2, color=color, lw=2.2, alpha=0.8, solid_capstyle="round")
+            frame.plot(
+                difference.episodes_interval, [position] * 2, color=color, lw=9, alpha=0.3, solid_capstyle="butt"
+            )
             frame.plot(difference.mean, position, "o", ms=7, color=color, mec=PAGE, mew=1.2)
         frame.set_yticks(range(len(shown)), [_short(name_of(row.point.labels)) for row in shown])
         frame.tick_params(axis="y", length=0)
@@ -288,13 +291,27 @@ def curve_plot(tag: str, curves: Mapping[str, Curve], shown: Sequence[str], numb
         lowest, highest = min(c.low.min() for c in curves.values()), max(c.high.max() for c in curves.values())
         if "loss" in tag and lowest > 0 and highest / lowest > 10:
             frame.set_yscale("log")
+            for which in ("major", "minor"):  # without matplotlib's formulas
+                _plain_numbers(frame.yaxis, which, highest / lowest < 100)
         frame.set_xlabel("step")
         frame.set_ylabel(tag)
         svg = to_svg(figure, f"curve{number}")
     marks = [Mark(color, "━" if color < len(COLORS) // 2 else "╍", name) for color, name in enumerate(shown)]
     marks += [Mark(None, "─", f"{len(hidden)} more")] if hidden else []
     several = any(curve.seeds > 1 for curve in curves.values())
-    return Plot(tag, svg, marks, "Mean over seeds; the band reaches from the lowest to the highest seed." if several else "")
+    return Plot(
+        tag, svg, marks, "Mean over seeds; the band reaches from the lowest to the highest seed." if several else ""
+    )
+
+
+def _plain_numbers(axis: Any, which: str, is_short: bool) -> None:
+    """Numbers on a logarithmic axis, `0.1` for a power; on minor ticks 2 and 5, where the axis is short."""
+
+    def text(value: float, _: int) -> str:
+        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+        return f"{value:g}" if which == "major" or (is_short and digit in (2, 5)) else ""
+
+    getattr(axis, f"set_{which}_formatter")(text)
 
 
 # ---- What they share
@@ -310,7 +327,7 @@ def _short(text: str) -> str:
     return text if len(text) <= MOST_LABEL else f"{text[: MOST_LABEL - 1]}…"
 
 
-def _figure(lines: int, columns: int, height: float, **shared: bool) -> tuple[Any, list[Any]]:
+def _figure(lines: int, columns: int, height: float, **shared: Any) -> tuple[Any, list[Any]]:
     """A figure of `lines` x `columns` frames, `height` pixels each."""
     from matplotlib.figure import Figure
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ldis_lightning import __version__
 from ldis_lightning.errors import UserError
+from ldis_lightning.suggestions import some
 from ldis_lightning.sweeps import plots, table
 from ldis_lightning.sweeps.curves import Curve, RunCurves, curve_tags, over_seeds, read_curves
 from ldis_lightning.sweeps.differences import differences
@@ -86,13 +87,17 @@ def write(out: Path, metric: str | None = None, mode: Mode | None = None, baseli
 def _notes(sweep: FinishedSweep, rows: Sequence[table.Row], curves: Curves) -> list[str]:
     """Everything that a reader of the numbers has to know, each once."""
     notes = list(sweep.notes)
+    alike: dict[str, list[str]] = {}
     for row in rows:
-        undefined = [run.seed for run in sweep.runs_of(row.point.slug) if math.isnan(run.metrics.get(sweep.metric, math.nan))]
+        undefined = [
+            run.seed for run in sweep.runs_of(row.point.slug) if math.isnan(run.metrics.get(sweep.metric, math.nan))
+        ]
         if undefined:
             seeds = ", ".join(map(str, undefined))
             notes.append(f"{row.point.slug}: {sweep.metric} is no number at seed {seeds}, so the point has no mean")
         if row.difference is not None and row.difference.note:
-            notes.append(f"{row.point.slug}: {row.difference.note}")
+            alike.setdefault(row.difference.note, []).append(row.point.slug)
+    notes += [f"Difference of {some(slugs, 4)}: {note}" for note, slugs in alike.items()]
     notes += [f"{slug}, seed {seed}: {own.problem}" for (slug, seed), own in curves.items() if own.problem]
     return list(dict.fromkeys(notes))
 
@@ -161,7 +166,9 @@ def _facts(report: Report, curves: Curves) -> list[tuple[str, str]]:
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"
+    )
 
 
 def _sort_values(sweep: FinishedSweep, row: table.Row) -> list[str]:
@@ -246,4 +253,3 @@ def _config(sweep: FinishedSweep) -> tuple[str, str] | None:
             cut = "\n… (the rest is in the file)" if len(text) > MOST_CONFIG else ""
             return str(run.config), text[:MOST_CONFIG] + cut
     return None
-

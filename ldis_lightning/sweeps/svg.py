@@ -14,7 +14,7 @@ _VARIABLES = {
     **{INK: "var(--ink)", FAINT: "var(--faint)", LINE: "var(--line)", PAGE: "var(--page)"},
     **{color: f"var(--c{number})" for number, color in enumerate(COLORS)},
 }
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     **{"svg.fonttype": "none", "svg.hashsalt": "sweep", "text.parse_math": False, "axes.unicode_minus": True},
     **{"font.size": 12, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK},
     **{"axes.edgecolor": LINE, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlecolor": INK},

@@ -95,7 +95,8 @@ def rich_table(sweep: FinishedSweep, table: Sequence[Row]) -> Table:
     shown = Table(title=escape(caption(sweep)), title_justify="left")
     for number, heading in enumerate(headings(sweep)):
         is_label = number < len(sweep.headings)
-        shown.add_column(escape(heading), justify="left" if is_label else "right", overflow="fold")
+        justify = "left" if is_label else "right"
+        shown.add_column(escape(heading), justify=justify, overflow="fold", no_wrap=not is_label)
     for row in table:
         shown.add_row(*map(escape, cells(sweep, row)), style="bold" if row.is_best else None)
     return shown
@@ -132,7 +133,7 @@ def caption(sweep: FinishedSweep) -> str:
 
 
 def csv_text(sweep: FinishedSweep) -> str:
-    """One line a finished run: its labels, its seed, and every metric that any run reported; empty where it has none."""
+    """One line a finished run: its labels, its seed, and every metric that any run reported, or empty."""
     runs = [run for point in sweep.points for run in sweep.runs_of(point.slug)]
     names = sorted({name for run in runs for name in run.metrics})
     text = io.StringIO()

@@ -45,7 +45,7 @@ def read_unplanned(folder: Path, metric: str | None = None) -> FinishedSweep:
     if not found:
         because = f": {notes[0]}" if notes else ""
         raise UserError(
-            f"no finished run in `{folder}`{because}; a run has a results.json, which testing writes, beside its config.yaml"
+            f"no finished run in `{folder}`{because}; a run has its results.json, which testing writes, beside a config"
         )
     points = _points([config for _, config in found], [_short(run.folder, folder) for run, _ in found])
     runs: dict[tuple[str, int], FinishedRun] = {}
@@ -87,7 +87,10 @@ def _points(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[Poi
         return [Point("all", {"runs": "all"})] * len(configs)
     if len(axes) > MOST_COLUMNS:
         first: dict[str, str] = {}
-        texts = [first.setdefault(json.dumps(own, sort_keys=True, default=str), n) for own, n in zip(values, names, strict=True)]
+        texts = [
+            first.setdefault(json.dumps(own, sort_keys=True, default=str), n)
+            for own, n in zip(values, names, strict=True)
+        ]
         return [Point(name.replace("/", "_"), {"run": name}, own) for name, own in zip(texts, values, strict=True)]
     headings = column_headings(list(axes))
     labels = {key: _labels(column) for key, column in axes.items()}
