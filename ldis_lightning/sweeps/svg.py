@@ -51,4 +51,4 @@ def to_svg(figure: Any, prefix: str) -> str:
 
 def _restyle(match: re.Match[str]) -> str:
     style = re.sub(r"#fe0[12][0-9a-f]{2}", lambda color: _VARIABLES.get(color[0], color[0]), match[0])
-    return re.sub(r"font: (bold |700 )?([\d.]+px)[^;\"]*", r"font: \1\2 var(--sans)", style)
+    return re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", style)

@@ -55,8 +55,10 @@ class Texts(HTMLParser):
 def test_the_page_has_everything(grid: Path) -> None:
     page = Texts((grid / "report.html").read_text())
     text = " ".join(page.texts)
-    for heading in ("Results", "Differences to the baseline", "The metric over each axis", "Learning curves",
-                    "The same queries under every point", "Other evaluation sets", "Unfinished runs", "Run it again"):  # fmt: skip
+    for heading in (
+        *("Results", "Differences to the baseline", "The metric over each axis", "The same queries under every point"),
+        *("Learning curves", "Other evaluation sets", "Unfinished runs", "Run it again"),
+    ):
         assert heading in page.texts, heading
     assert "Best of 6 points: Alpha, rank = 8" in text and "2 of 3" in text and "17 of 18" in text
     assert "out of memory & <b>patience</b>" in text and "started, but not finished" in text
@@ -201,7 +203,7 @@ def test_a_bare_folder_still_has_a_report(tmp_path: Path) -> None:
 FACTS = {
     "title": "document.title",
     "pictures": "[...document.images].map(image => image.naturalWidth)",
-    "figures": "[...document.querySelectorAll('figure svg')].map(s => [s.getBoundingClientRect().width, s.getBoundingClientRect().height])",
+    "figures": "[...document.querySelectorAll('figure svg')].map(svg => [svg.clientWidth, svg.clientHeight])",
     "rows": "document.querySelectorAll('#table tbody tr').length",
     "overflow": "document.documentElement.scrollWidth - document.documentElement.clientWidth",
     "scripts": "document.scripts.length",
