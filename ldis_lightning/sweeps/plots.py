@@ -146,9 +146,10 @@ def _numeric(
         frame.set_xlabel(heading + (" (logarithmic)" if geometric else ""))
         frame.set_ylim(*_limits(row for other in panels for rows in other.groups.values() for row in rows))
         frame.set_title(panel.title, loc="left")
-        frame.label_outer()
         _baseline(frame, sweep, panels, upright=True)
-    for frame in frames[:: max(columns, 1)]:
+    for frame in frames[len(panels) :]:
+        frame.remove()
+    for frame in frames[: len(panels) : columns]:
         frame.set_ylabel(sweep.metric)
     return figure
 
