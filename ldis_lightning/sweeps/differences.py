@@ -70,7 +70,7 @@ def differences(sweep: FinishedSweep, samples: int = SAMPLES) -> dict[str, Diffe
 
 
 def paired_interval(
-    differences: Sequence[float], resampled: np.ndarray, confidence: float = 0.95
+    differences: Sequence[float] | np.ndarray, resampled: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float]:
     """The interval of a mean of paired differences over seeds and episodes: see the module.
 

@@ -24,7 +24,8 @@ def ask(folder: Path, route: str, request: dict[str, Any]) -> Any:
     multiplexer.Reload()
     provider = MultiplexerDataProvider(multiplexer, str(folder))
     plugin = HParamsPlugin(TBContext(data_provider=provider, logdir=str(folder), multiplexer=multiplexer))
-    answer = Client(plugin.get_plugin_apps()[route]).post("/", json={"experimentName": "", **request})
+    application: Any = plugin.get_plugin_apps()[route]
+    answer = Client(application).post("/", json={"experimentName": "", **request})
     assert answer.status_code == 200, answer.text
     return json.loads(answer.text)
 
