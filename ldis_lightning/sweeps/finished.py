@@ -19,7 +19,8 @@ from ldis_lightning.suggestions import did_you_mean, some
 
 PLAN = "sweep.yaml"
 Mode = Literal["max", "min"]
-CODE_DAMAGE = (OSError, ValueError, RecursionError, yaml.YAMLError)  # of JSON, UTF-8 and numbers too
+DAMAGE = (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError)
+"""What reading a damaged file raises, be it JSON, YAML, UTF-8 or a number."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class FinishedRun:
         try:
             lines = (self.folder / FILE_NAME).read_bytes().splitlines()
             return ResultRow.from_json(lines[-1]) if lines else None
-        except CODE_DAMAGE:
+        except DAMAGE:
             return None
 
     def log_end(self, lines: int = 12) -> str:
@@ -227,7 +228,7 @@ def read_plan(folder: Path) -> FinishedSweep:
             raise ValueError("points, seeds, mode or baseline are none")
         if len({point.slug for point in points}) < len(points):
             raise ValueError("two points share a slug")
-    except CODE_DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(
             f"{path} is damaged ({first_line(error)}); run the same `ldis sweep` again to mend it"
         ) from error
@@ -266,7 +267,7 @@ def read_run(point: Point, seed: int, folder: Path) -> FinishedRun:
         content = json.loads(path.read_text(encoding="utf-8"))
         metrics = {str(name): _metric(value, name) for name, value in _of(dict, content, "metrics").items()}
         manifests = {str(name): _is(str, value, "manifests") for name, value in content.get("manifests", {}).items()}
-    except (*CODE_DAMAGE, AttributeError) as error:
+    except (*DAMAGE, AttributeError) as error:
         problem = f"damaged: {path.name} cannot be read ({first_line(error)}); delete it and run the point again"
         return FinishedRun(point, seed, folder, config, problem=problem)
     return FinishedRun(point, seed, folder, config, metrics, manifests)
@@ -288,4 +289,4 @@ def _metric(value: Any, name: str) -> float:
     if value is None:
         return math.nan
     _is(cast(Callable, int | float), value, name)  # pyright: ignore[reportArgumentType]
-    return float(value)
+    return float(value) if math.isfinite(value) else math.nan

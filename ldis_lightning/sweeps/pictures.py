@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ldis_lightning.sweeps.episodes import read_episodes
-from ldis_lightning.sweeps.finished import CODE_DAMAGE, FinishedRun, FinishedSweep, Point
+from ldis_lightning.sweeps.finished import DAMAGE, FinishedRun, FinishedSweep, Point
 
 SIDE = 160
 """Pixels of a tile's longer side in the page."""
@@ -114,7 +114,7 @@ def _read_tiles(run: FinishedRun, name: str) -> _Tiles | None:
     try:
         rows = json.loads((folder / "tiles.json").read_text(encoding="utf-8"))
         assert all(isinstance(row["files"], dict) and row["files"] for row in rows) and rows
-    except (*CODE_DAMAGE, AssertionError, KeyError, TypeError):
+    except (*DAMAGE, AssertionError, KeyError, TypeError):
         return None
     try:  # the queries' keys tell episodes apart where the concepts' names do not
         queries = read_episodes(run.folder / "episodes" / f"{name}.csv").queries[: len(rows)]

@@ -10,7 +10,7 @@ import yaml
 
 from ldis_lightning.errors import UserError
 from ldis_lightning.sweeps.finished import (
-    CODE_DAMAGE,
+    DAMAGE,
     FinishedRun,
     FinishedSweep,
     Point,
@@ -71,7 +71,7 @@ def _runs_below(folder: Path, notes: list[str]) -> Iterator[tuple[FinishedRun, d
             continue
         try:
             config = yaml.load(run.config.read_text(encoding="utf-8"), yaml.CSafeLoader)
-        except CODE_DAMAGE:
+        except DAMAGE:
             config = None
         if isinstance(config, dict):
             yield run, config

@@ -60,6 +60,7 @@ DAMAGE = {
     "truth": b'{"metrics": {"test/novel/miou": true}}',
     "manifests": b'{"metrics": {}, "manifests": ["a"]}',
     "hash": b'{"metrics": {}, "manifests": {"novel": 3}}',
+    "beyond floats": b'{"metrics": {"test/novel/miou": 1' + b"0" * 400 + b"}}",
     "deep": b'{"metrics": ' + b"[" * 100_000,
 }
 
@@ -74,9 +75,10 @@ def test_damaged_results_are_a_gap_and_no_traceback(folder: Path, content: bytes
     assert any("seed 7: damaged" in note for note in sweep.notes)
 
 
-def test_null_is_nan(folder: Path) -> None:
+@pytest.mark.parametrize("word", ["null", "NaN", "1e999"])
+def test_what_is_no_number_is_nan(folder: Path, word: str) -> None:
     path = folder / "points/mask=Alpha,rank=4/seed-7/results.json"
-    path.write_text('{"metrics": {"test/novel/miou": null}}')
+    path.write_text(f'{{"metrics": {{"test/novel/miou": {word}}}}}')
     assert math.isnan(read_sweep(folder).runs["mask=Alpha,rank=4", 7].metrics["test/novel/miou"])
 
 
