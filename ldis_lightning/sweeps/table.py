@@ -128,7 +128,11 @@ def caption(sweep: FinishedSweep) -> str:
     seeds = ", ".join(map(str, sweep.seeds))
     spread = f"mean ± half-width of the 95% t-interval over seeds {seeds}" if len(sweep.seeds) > 1 else f"seed {seeds}"
     better = "higher" if sweep.mode == "max" else "lower"
-    paired = "; differences with their 95% intervals, paired by seed and episode" if sweep.baseline else ""
+    paired = (
+        "; differences with their 95% intervals, paired by seed and, where counted, by episode"
+        if sweep.baseline
+        else ""
+    )
     return f"{sweep.metric} ({better} is better): {spread}{paired}"
 
 
