@@ -56,6 +56,7 @@ COMMANDS = {
     "bench": Command("ldis_lightning.bench_command", "measure how fast a part is, against a baseline"),
     "results": Command("ldis_lightning.results_command", "print result rows beside published ones"),
     "sweep": Command("ldis_lightning.sweeps.command", "run every point of an ablation and print its table"),
+    "report": Command("ldis_lightning.sweeps.report_command", "table, plots and pictures of a folder of finished runs"),
 }
 
 

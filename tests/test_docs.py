@@ -56,7 +56,7 @@ def small(command: list[str], workspace: Path) -> list[str]:
     """The same command on as little as possible."""
     if command[:2] == ["data", "pack"] and command[2] != "clips":
         return [*command, "--allow_partial"]
-    if command[0] in ("data", "results", "convert") or command[:2] == ["bench", "pack"]:
+    if command[0] in ("data", "results", "convert", "report") or command[:2] == ["bench", "pack"]:
         return command
     if command[0] == "bench":
         return [*command, "--scale", "tiny", "--turns", "1"]

@@ -38,7 +38,7 @@ def bootstrap_intervals(
     if len(units) < 2:
         return dict.fromkeys(measure.names, (math.nan, math.nan))
     drawn: dict[str, list[float]] = {name: [] for name in measure.names}
-    for draw in _draws(len(units), samples, seed):
+    for draw in draws(len(units), samples, seed):
         rows, sample = units.sample(draw)
         for name, score in measure.scores(counts.take(rows, 0), sample).items():
             drawn[name].append(score)
@@ -78,7 +78,7 @@ def _summed(counts: np.ndarray, table: EpisodeTable) -> tuple[np.ndarray, Episod
     return sum_by(group, counts, len(first)), table.take(first)
 
 
-def _draws(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+def draws(units: int, samples: int, seed: int) -> Iterator[np.ndarray]:
     """`samples` times (units,) int64 in [0, units).
 
     From the raw stream of PCG64, which numpy keeps for good; what its `Generator` makes of the stream may change.

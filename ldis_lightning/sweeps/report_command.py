@@ -1,0 +1,51 @@
+"""`ldis report`: the table, plots and pictures of a folder of finished runs."""
+
+import argparse
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ldis_lightning.errors import UserError
+
+DESCRIPTION = """Write results.csv, results.md and report.html into a folder of finished runs, and print the table. The
+folder is one of `ldis sweep`, or any with runs in it that have a results.json and a config.yaml, such as `runs`: then
+the points are what the configs differ in."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run `ldis report`.
+
+    Raises:
+        UserError: the command line is wrong, or there is nothing to report: see `read_sweep`.
+    """
+    options = _parser().parse_args(args)
+    from rich.console import Console
+
+    from ldis_lightning.sweeps.report import write
+
+    report = write(options.folder, options.metric, options.mode, options.baseline)
+    console = Console()
+    console.print(report.table())
+    for text in [*report.notes, *(f"{run.name}: {run.problem}" for run in report.sweep.unfinished), *report.paths]:
+        console.print(str(text), highlight=False, markup=False, soft_wrap=True)
+    if options.open:
+        webbrowser.open(report.html.resolve().as_uri())
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ldis report", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="of a sweep, or with finished runs in it")
+    parser.add_argument("--metric", help="what to compare, e.g. test/novel/miou (default: the sweep's)")
+    parser.add_argument("--mode", choices=["max", "min"], help="whether larger or smaller is better")
+    parser.add_argument(
+        "--baseline", metavar="POINT", help="compare the others with it: a point's name, or `heading=label` of one"
+    )
+    parser.add_argument("--open", action="store_true", help="show the page in a browser")
+    return parser
