@@ -50,7 +50,7 @@ def main(args: Sequence[str]) -> int:
         return 0
     with Execution(plan, launcher, console, options.retry) as execution:
         ending = execution.run()
-        _write_tables(console, plan)
+        _report(console, plan)
         return _status(console, ending)
 
 
@@ -100,22 +100,12 @@ def _at_least(number: int, least: int) -> int:
     return number
 
 
-def _write_tables(console: Console, plan: Plan) -> None:
+def _report(console: Console, plan: Plan) -> None:
     """Write and print the answer, as far as runs are done."""
-    from ldis_lightning.sweeps import table
+    if any(run.point is not None and run.is_done() for run in plan.runs):
+        from ldis_lightning.sweeps.report import write
 
-    finished = [run for run in plan.runs if run.is_done()]
-    if not finished:
-        return
-    results = {
-        (run.point.slug, run.seed): run.metrics_with(plan.sweep.metric) for run in finished if run.point is not None
-    }
-    rows = table.rows(plan.sweep, plan.points, results)
-    console.print(table.rich_table(plan.sweep, rows))
-    table.write_csv(plan.out / "results.csv", plan.sweep, plan.points, results)
-    (plan.out / "results.md").write_text(table.markdown(plan.sweep, rows), encoding="utf-8")
-    for name in ("results.csv", "results.md"):
-        console.print(str(plan.out / name), highlight=False, markup=False, soft_wrap=True)
+        write(plan.out).show(console)
 
 
 def _status(console: Console, ending: Ending) -> int:

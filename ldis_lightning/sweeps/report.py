@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import Console
 
 from ldis_lightning import __version__
 from ldis_lightning.errors import UserError
@@ -51,9 +51,11 @@ class Report:
         """All files."""
         return self.csv, self.markdown, self.html
 
-    def table(self) -> Table:
-        """The table for a terminal."""
-        return table.rich_table(self.sweep, self.rows)
+    def show(self, console: Console) -> None:
+        """Print the table, what a reader of it has to know, and where the files are."""
+        console.print(table.rich_table(self.sweep, self.rows))
+        for text in [*self.notes, *self.paths]:
+            console.print(str(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def write(out: Path, metric: str | None = None, mode: Mode | None = None, baseline: str | None = None) -> Report:

@@ -26,9 +26,9 @@ def main(args: Sequence[str]) -> int:
 
     report = write(options.folder, options.metric, options.mode, options.baseline)
     console = Console()
-    console.print(report.table())
-    for text in [*report.notes, *(f"{run.name}: {run.problem}" for run in report.sweep.unfinished), *report.paths]:
-        console.print(str(text), highlight=False, markup=False, soft_wrap=True)
+    report.show(console)
+    for run in report.sweep.unfinished:
+        console.print(f"{run.name}: {run.problem}", highlight=False, markup=False, soft_wrap=True)
     if options.open:
         webbrowser.open(report.html.resolve().as_uri())
     return 0

@@ -17,7 +17,7 @@ from ldis_lightning.sweeps.finished import (
     guess_mode,
     read_run,
 )
-from ldis_lightning.sweeps.grid import column_headings, value_labels
+from ldis_lightning.sweeps.labels import column_headings, value_labels
 
 SEED = "seed_everything"
 IGNORED = frozenset({SEED, "trainer.logger", "config", "ckpt_path", "extends", "sweep", "score_after_fit", "verbose"})
