@@ -64,6 +64,7 @@ def check_kills(args: list[str], folder: Path, cwd: Path, moments: list[float]) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_three_kills_of_runs_that_pretend(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print("seed", seed)  # shown when the test fails
