@@ -47,6 +47,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 MessageTimeout=10
 KillWait=20
+MinJobAge=86400
 PartitionName=short Nodes=ALL Default=YES MaxTime=60 State=UP
 """
 
