@@ -17,7 +17,6 @@ from slurm_cluster import cluster as started
 
 from ldis_lightning.sweeps.launchers.slurm import Ticket
 
-
 WITHIN = 900.0
 """Seconds for each command and each thing that is waited for, on a machine that is busy with others."""
 SINGLE = [0.0, 0.1, 0.2, 0.3, 0.4]
