@@ -108,10 +108,8 @@ def _unknown_key(line: Line, name: str, known_keys: Iterable[str], configs: Conf
     if line.owner is None:
         wrong, hint = _nearest_key(name, known_keys)
         return f"unknown key `{wrong}`{_place(wrong.rsplit('.', 1)[-1], configs)}{hint}"
-    parameters = _parameters(line.owner)
-    hint = did_you_mean(name, parameters) or (
-        f"; it takes {', '.join(parameters)}" if parameters else "; it takes none"
-    )
+    taken = parameters(line.owner)
+    hint = did_you_mean(name, taken) or (f"; it takes {', '.join(taken)}" if taken else "; it takes none")
     owner = line.owner.rsplit(".", 1)[-1]
     return f"{line.key}: {owner} has no parameter `{name}`{_place(name, configs)}{hint}"
 
@@ -193,14 +191,14 @@ def _place(word: str, configs: Configs) -> str:
 def _expected_class(line: Line, lines: Sequence[Line]) -> type | None:
     """The class whose subclasses a key takes: from the owner's annotation, else from what the message lists."""
     if line.owner is not None and line.keys:
-        annotation = _annotations(_import(line.owner)).get(line.keys[-1])
+        annotation = _annotations(import_object(line.owner)).get(line.keys[-1])
         classes = [kind for kind in _classes_in(annotation) if kind is not type(None)]
         if classes:
             return classes[0]
     for other in lines:
         if other.keys == line.keys and other.text.startswith("Subtypes: "):
             for path in re.findall(r"(?:<class '|\[)([\w.]+\.\w+)", other.text):
-                if isinstance(kind := _import(path), type):
+                if isinstance(kind := import_object(path), type):
                     return kind
     return None
 
@@ -214,7 +212,7 @@ def _classes_in(annotation: object) -> Iterator[type]:
         yield from _classes_in(argument)
 
 
-def _import(class_path: str) -> object:
+def import_object(class_path: str) -> object:
     """The object at an import path that the parser has already imported, or None."""
     module, _, name = class_path.rpartition(".")
     try:
@@ -235,9 +233,10 @@ def _constructors(kind: object) -> Iterator[typing.Any]:
         yield kind
 
 
-def _parameters(class_path: str) -> list[str]:
+def parameters(class_path: str) -> list[str]:
+    """The names of the parameters of the class at an import path."""
     names: dict[str, None] = {}
-    for constructor in _constructors(_import(class_path)):
+    for constructor in _constructors(import_object(class_path)):
         for name, parameter in inspect.signature(constructor).parameters.items():
             if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 names[name] = None

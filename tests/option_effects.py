@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ldis_lightning.datamodules import EpisodeDataModule, SyntheticWorld
 from ldis_lightning.errors import UserError
 from ldis_lightning.lightning_cli import LDISCLI, parse_fit
-from ldis_lightning.sweeps.grid import set_key
+from ldis_lightning.sweeps.overrides import set_key
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # as `ldis` does
 

@@ -30,7 +30,7 @@ from option_names import Config, names_in
 
 from ldis_lightning.config_files import packaged_configs, resolve_configs
 from ldis_lightning.sweeps.grid import Sweep, expand
-from ldis_lightning.sweeps.runs import plan_runs
+from ldis_lightning.sweeps.plan import plan_sweep
 from ldis_lightning.sweeps.table import headings, rows
 
 
@@ -85,7 +85,7 @@ def points(whole: Config) -> list[str]:
 
 def runs_of_sweep(whole: Config) -> list[str]:
     made, sweep = parser("ldis1")[0], Sweep(**whole["sweep"])
-    return [run.name for run in plan_runs(made, made.parse_object(whole), sweep, expand(sweep), Path("sweep"))]
+    return [run.name for run in plan_sweep(made, made.parse_object(whole), sweep, Path("sweep")).runs]
 
 
 def columns_of_sweep(whole: Config) -> list[str]:

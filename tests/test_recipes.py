@@ -12,7 +12,8 @@ from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
 from ldis_lightning.cli import main
 from ldis_lightning.config_files import packaged_configs
 from ldis_lightning.lightning_cli import parse_fit
-from ldis_lightning.sweeps.grid import Sweep, expand, set_key
+from ldis_lightning.sweeps.grid import Sweep, expand
+from ldis_lightning.sweeps.overrides import set_key
 
 SD15 = "configs/scale/sd15.yaml"
 BASES = ["quickstart", "quickstart_ldisn", *(Path(n).stem for n in packaged_configs() if "ablation" in n)]

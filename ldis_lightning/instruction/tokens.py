@@ -32,6 +32,8 @@ def compact(instruction: Instruction) -> Instruction:
     tokens, mask, position = instruction
     if mask is None:
         return instruction
+    if mask.is_meta:  # how much a computation takes is being counted, where nothing can be looked at
+        return instruction
     counts: list[int] = mask.sum(1).tolist()
     length = max(counts)
     order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :length]  # (B, L')

@@ -3,53 +3,64 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
 from ldis_lightning.config_files import resolve_configs
 from ldis_lightning.errors import UserError
 from ldis_lightning.lightning_cli import parse_fit, quieten
-from ldis_lightning.suggestions import did_you_mean
-from ldis_lightning.sweeps import table
-from ldis_lightning.sweeps.grid import Point, Sweep, expand
-from ldis_lightning.sweeps.launchers import Launcher, Local, Outcome
-from ldis_lightning.sweeps.progress import SweepProgress
-from ldis_lightning.sweeps.runs import Run, plan_runs
+from ldis_lightning.sweeps.estimate import estimates, print_estimates
+from ldis_lightning.sweeps.execution import Ending, Execution
+from ldis_lightning.sweeps.grid import Sweep
+from ldis_lightning.sweeps.launchers import choice
+from ldis_lightning.sweeps.plan import Plan, plan_sweep
 
 DESCRIPTION = """Run every point of the `sweep:` block of a config at every seed, each as a plain `ldis fit` that scores
 its weights at the end, and print the metric's mean and 95% interval. All points are checked before the first one runs.
-Points that have results already are not run again. Every other option is one of `ldis fit` and changes the config of
+Run the same command again to go on: points with results are not run again, half-done ones continue from their last
+checkpoint, failed ones are run again with --retry. Every other option is one of `ldis fit` and changes the config of
 all points, e.g. `--trainer.max_steps 10` or `--sweep.seeds '[0]'`."""
+LAUNCHERS = """launchers:
+  local      processes on this machine: --jobs, --threads_per_job, --gpus_per_job
+  slurm      jobs of a Slurm cluster: --slurm.partition P --slurm.timeout_min M --slurm.gpus_per_node G
+             --slurm.cpus_per_task C --slurm.mem_gb M --slurm.array_parallelism N --slurm.additional '{key: value}'
+  my.Class   a subclass of ldis_lightning.sweeps.launchers.Launcher of your own: --launcher.KEY VALUE"""
 
 
 def main(args: Sequence[str]) -> int:
-    """Run `ldis sweep`; the status is 1 if a run failed.
+    """Run `ldis sweep`.
+
+    Returns:
+        0, or 1 if a run failed, or 75 if nothing failed but something is left to do.
 
     Raises:
-        UserError: the command line, the config or any point of its grid is wrong; then nothing has run.
+        UserError: the command line, the config or any point of its grid is wrong; then nothing has run. Or another
+            sweep is at work in the folder.
     """
-    options, fit_options = _parser().parse_known_args(args)
+    options, rest = _parser().parse_known_args(args)
     quieten()
+    launcher_options, fit_options = choice.split(rest, options.launcher)
+    plan = _plan(fit_options, options.out)
+    given = {key: getattr(options, key) for key in ("jobs", "threads_per_job", "gpus_per_job")}
+    launcher = choice.build(options.launcher, launcher_options, given)
+    console = Console()
+    if options.dry_run:
+        print_estimates(console, plan, estimates(plan))
+        return 0
+    with Execution(plan, launcher, console, options.retry) as execution:
+        ending = execution.run()
+        _write_tables(console, plan)
+        return _status(console, ending)
+
+
+def _plan(fit_options: Sequence[str], out: Path | None) -> Plan:
     _, configs = resolve_configs(fit_options)
     if not configs:
         raise UserError("`ldis sweep` needs `--config` and a config with a `sweep:` block")
     parser, base = parse_fit(fit_options)
     sweep = Sweep(**base.sweep.as_dict())
-    points = expand(sweep)
-    _check_metric(sweep, base.get("data.evaluation"))
-    out = options.out or Path("runs/sweeps") / configs[0].stem
-    runs = plan_runs(parser, base, sweep, points, out)
-    pending = [run for run in runs if not run.is_done()]
-    console = Console()
-    _announce(console, runs, pending, out, options.dry_run)
-    if options.dry_run:
-        return 0
-    failed = _run(pending, sweep, Local(options.jobs, options.threads_per_job), console)
-    _finish(console, sweep, points, [run for run in runs if run not in failed], out)
-    for run in failed:
-        console.print(f"failed: {run.name}, see {run.job.log}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if failed else 0
+    return plan_sweep(parser, base, sweep, out or Path("runs/sweeps") / configs[0].stem)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,72 +69,57 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ldis sweep", description=DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(
+        prog="ldis sweep",
+        description=DESCRIPTION,
+        epilog=LAUNCHERS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, help="folder for all runs and the table (default: runs/sweeps/CONFIG)")
-    parser.add_argument("--jobs", type=_positive, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--threads_per_job", type=_positive, help="threads of each run (default: the cores shared out)")
-    parser.add_argument("--dry_run", action="store_true", help="check every point and list the runs, but run nothing")
+    parser.add_argument("--dry_run", action="store_true", help="check every point, say what it will cost, run nothing")
+    parser.add_argument("--retry", action="store_true", help="run those again that have failed")
+    parser.add_argument("--launcher", default="local", help="local, slurm, or a class path (default: local)")
+    parser.add_argument("--jobs", type=_positive, help="local: runs at a time (default: 1)")
+    parser.add_argument("--threads_per_job", type=_positive, help="local: threads of each (default: the cores shared)")
+    parser.add_argument("--gpus_per_job", type=_count, help="local: GPUs of each (default: all, shared out; 0: none)")
     return parser
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return _at_least(int(text), 1)
+
+
+def _count(text: str) -> int:
+    return _at_least(int(text), 0)
+
+
+def _at_least(number: int, least: int) -> int:
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, got {number}")
     return number
 
 
-def _check_metric(sweep: Sweep, evaluation: Any) -> None:
-    """A metric of an evaluation set that the config does not have would be missed only after the first run."""
-    stage, _, rest = sweep.metric.partition("/")
-    name = rest.partition("/")[0]
-    if stage == "test" and evaluation and name not in evaluation:
-        known = ", ".join(evaluation)
-        hint = did_you_mean(name, evaluation)
-        raise UserError(f"sweep.metric: `{sweep.metric}` names no evaluation set of `data.evaluation` ({known}){hint}")
+def _write_tables(console: Console, plan: Plan) -> None:
+    """Write and print the answer, as far as runs are done."""
+    from ldis_lightning.sweeps import table
 
-
-def _announce(console: Console, runs: Sequence[Run], pending: Sequence[Run], out: Path, list_all: bool) -> None:
-    done = len(runs) - len(pending)
-    console.print(f"{len(runs)} runs in {out}, {done} done already", highlight=False, markup=False, soft_wrap=True)
-    for run in runs if list_all else ():
-        state = "to do" if run in pending else "done"
-        console.print(f"  {run.name}: {state}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _run(runs: Sequence[Run], sweep: Sweep, launcher: Launcher, console: Console) -> list[Run]:
-    """Run what is pending; the runs that failed."""
-    by_job = {run.job: run for run in runs}
-    for run in runs:
-        run.prepare()
-    failed = []
-    with SweepProgress(len(runs), console) as progress:
-        outcomes = launcher.run(list(by_job), progress)
-        try:
-            for outcome in outcomes:
-                run = by_job[outcome.job]
-                succeeded = outcome.status == 0 and run.results.is_file()
-                progress.ended_with(
-                    outcome, _result(run, sweep, outcome) if succeeded else f"failed ({outcome.status})"
-                )
-                if not succeeded:
-                    failed.append(run)
-        finally:
-            outcomes.close()
-    return failed
-
-
-def _result(run: Run, sweep: Sweep, outcome: Outcome) -> str:
-    return f"{sweep.metric} = {run.metrics_with(sweep.metric)[sweep.metric]:.4f}"
-
-
-def _finish(console: Console, sweep: Sweep, points: Sequence[Point], finished: Sequence[Run], out: Path) -> None:
-    """Print the table and write it as CSV and Markdown."""
+    finished = [run for run in plan.runs if run.is_done()]
     if not finished:
         return
-    results = {(run.point.slug, run.seed): run.metrics_with(sweep.metric) for run in finished}
-    rows = table.rows(sweep, points, results)
-    console.print(table.rich_table(sweep, rows))
-    table.write_csv(out / "results.csv", sweep, points, results)
-    (out / "results.md").write_text(table.markdown(sweep, rows), encoding="utf-8")
-    console.print(f"{out / 'results.csv'}\n{out / 'results.md'}", highlight=False, markup=False, soft_wrap=True)
+    results = {
+        (run.point.slug, run.seed): run.metrics_with(plan.sweep.metric) for run in finished if run.point is not None
+    }
+    rows = table.rows(plan.sweep, plan.points, results)
+    console.print(table.rich_table(plan.sweep, rows))
+    table.write_csv(plan.out / "results.csv", plan.sweep, plan.points, results)
+    (plan.out / "results.md").write_text(table.markdown(plan.sweep, rows), encoding="utf-8")
+    for name in ("results.csv", "results.md"):
+        console.print(str(plan.out / name), highlight=False, markup=False, soft_wrap=True)
+
+
+def _status(console: Console, ending: Ending) -> int:
+    """Say what is missing, and what to do about it."""
+    for line in ending.lines():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return ending.status
