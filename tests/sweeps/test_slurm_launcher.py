@@ -3,6 +3,7 @@
 `test_slurm.py` runs it against a real one.
 """
 
+import inspect
 import json
 import os
 import subprocess
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from ldis_lightning.cli import PREEMPTED_STATUS
+from ldis_lightning.cli import PREEMPTED_STATUS, main
 from ldis_lightning.errors import UserError
-from ldis_lightning.sweeps.launchers import Job, Outcome, log_end, slurm, slurm_queue, slurm_task
+from ldis_lightning.sweeps.launchers import Job, Outcome, choice, log_end, slurm, slurm_queue, slurm_task
 from ldis_lightning.sweeps.launchers.slurm import KILLED_BY_SIGNAL, Slurm, Ticket, script_end
 from ldis_lightning.sweeps.launchers.slurm_queue import Queue, State
 
@@ -502,6 +503,42 @@ def test_a_task_imports_little() -> None:
     code = "import sys, ldis_lightning.sweeps.launchers.slurm_task; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"torch", "lightning", "submitit"} & set(done.stdout.split())
+
+
+# ---- The command line
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--help"]) == 0
+    shown = capsys.readouterr().out
+    missing = [name for name in inspect.signature(Slurm).parameters if f"--slurm.{name} " not in shown]
+    assert not missing
+
+
+def test_options_of_the_command_line_arrive() -> None:
+    words = ["--slurm.partition", "debug", "--slurm.additional", "{account: vision, nice: 3}", "--slurm.mem_gb=4"]
+    own, others = choice.split([*words, "--trainer.max_steps", "1"], "slurm")
+    assert others == ["--trainer.max_steps", "1"]
+    built = choice.build("slurm", own, {"jobs": None})
+    assert isinstance(built, Slurm)
+    assert (built.partition, built.mem_gb) == ("debug", 4.0)
+    assert built.additional == {"account": "vision", "nice": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--slurm.partitoin", "x"], "did you mean `--partition`?"),
+        (["--slurm.timeout_min", "long"], "timeout_min: expected int"),
+        (["--slurm.timeout_min", "0"], "--slurm.timeout_min: expected at least 1, got 0"),
+        (["--slurm.additional", "[1]"], "additional"),
+    ],
+)
+def test_wrong_options_are_refused(words: list[str], expected: str) -> None:
+    own, _ = choice.split(words, "slurm")
+    with pytest.raises(UserError) as caught:
+        choice.build("slurm", own, {})
+    assert expected in str(caught.value)
 
 
 # ---- What cannot be
