@@ -115,7 +115,7 @@ def test_a_sweep_is_killed_loses_a_job_and_is_finished(cluster: Cluster, miniatu
     process = sweep.start()
     wait_until(lambda: "are with Slurm already" in sweep.log.read_text(), process, sweep.log)
     cluster.call("scontrol", "release", tickets[victim].id)
-    wait_until(lambda: sweep.state(tickets[victim].id) == "RUNNING", process, sweep.log)
+    wait_until((sweep.folder(victim) / "log.txt").is_file, process, sweep.log)
     cluster.call("scancel", tickets[victim].id)
     status, said = sweep.end(process)
     assert status == 75, said
