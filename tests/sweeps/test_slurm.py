@@ -19,11 +19,16 @@ from ldis_lightning.sweeps.launchers.slurm import Ticket
 
 WITHIN = 900.0
 """Seconds for each command and each thing that is waited for, on a machine that is busy with others."""
-SINGLE = [0.0, 0.1, 0.2, 0.3, 0.4]
-POINTS = {f"weight_{value}": {"model.latent_weight": value} for value in SINGLE}
+VICTIM = "long"
+POINTS = {
+    "plain": {},
+    **{f"weight_{value}": {"model.latent_weight": value} for value in (0.0, 0.1, 0.2)},
+    VICTIM: {"trainer.max_steps": 100, "trainer.val_check_interval": 20},  # long enough to be cancelled in the middle
+    "two_ranks": {"trainer.devices": 2},
+}
 SWEEP = {
     "extends": "configs/autoencoder_tiny.yaml",  # the quickest to train a step of
-    "sweep": {"points": {**POINTS, "two_ranks": {"trainer.devices": 2}}, "seeds": [0]},
+    "sweep": {"points": POINTS, "seeds": [0]},
 }
 
 pytestmark = [
@@ -42,6 +47,15 @@ def cluster() -> Iterator[Cluster]:
         yield own
 
 
+@pytest.fixture
+def sweep(cluster: Cluster, miniature_world: Path, tmp_path: Path) -> Iterator["Sweep"]:
+    own = Sweep(cluster, miniature_world, tmp_path)
+    yield own
+    for process in own.processes:
+        process.kill()
+        process.wait()
+
+
 class Sweep:
     """The command, in a folder of its own, and what it leaves there."""
 
@@ -52,18 +66,18 @@ class Sweep:
         self.command = [*LDIS, "sweep", "--config", config, *tiny(folder), "--out", str(self.out)]
         self.command += ["--launcher", "slurm", *options]
         self.log = folder / "sweep.txt"
+        self.processes: list[subprocess.Popen] = []
 
     def start(self) -> subprocess.Popen:
         with self.log.open("wb") as log:
             own = {**environment(), "SLURM_CONF": self.cluster.environment["SLURM_CONF"]}
-            return subprocess.Popen(self.command, cwd=self.world, env=own, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(self.command, cwd=self.world, env=own, stdout=log, stderr=subprocess.STDOUT)
+        self.processes.append(process)
+        return process
 
     def end(self, process: subprocess.Popen) -> tuple[int, str]:
         """Its status and what it has said."""
-        try:
-            return process.wait(WITHIN), self.log.read_text()
-        finally:
-            process.kill()
+        return process.wait(WITHIN), self.log.read_text()
 
     def folder(self, point: str) -> Path:
         return self.out / "points" / point / "seed-0"
@@ -97,41 +111,40 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, log: 
         time.sleep(0.3)
 
 
-def test_a_sweep_is_killed_loses_a_job_and_is_finished(cluster: Cluster, miniature_world: Path, tmp_path: Path) -> None:
-    sweep = Sweep(cluster, miniature_world, tmp_path)
-    names = {*POINTS, "two_ranks"}
-
+def test_a_sweep_is_killed_loses_a_job_and_is_finished(cluster: Cluster, sweep: Sweep) -> None:
     process = sweep.start()
-    wait_until(lambda: len(sweep.tickets()) == 6, process, sweep.log)
+    wait_until(lambda: len(sweep.tickets()) == len(POINTS), process, sweep.log)
     tickets = sweep.tickets()
     assert len({ticket.name for ticket in tickets.values()}) == 2  # an array of five, and the two ranks
     jobs = sweep.submitted()
-    victim = "weight_0.4"
-    cluster.call("scontrol", "hold", tickets[victim].id)  # until it can be cancelled in the middle
-    wait_until(lambda: sweep.state(tickets["weight_0.0"].id) == "RUNNING", process, sweep.log)
+    cluster.call("scontrol", "hold", tickets[VICTIM].id)  # until somebody watches
+    wait_until(lambda: sweep.state(tickets["plain"].id) != "PENDING", process, sweep.log)
     process.kill()
     process.wait()
 
     process = sweep.start()
-    wait_until(lambda: "are with Slurm already" in sweep.log.read_text(), process, sweep.log)
-    cluster.call("scontrol", "release", tickets[victim].id)
-    wait_until((sweep.folder(victim) / "log.txt").is_file, process, sweep.log)
-    cluster.call("scancel", tickets[victim].id)
+    wait_until(lambda: "with Slurm already" in sweep.log.read_text(), process, sweep.log)
+    cluster.call("scontrol", "release", tickets[VICTIM].id)
+    wait_until(lambda: list(sweep.folder(VICTIM).glob("checkpoints/*.ckpt")), process, sweep.log)
+    cluster.call("scancel", tickets[VICTIM].id)
     status, said = sweep.end(process)
     assert status == 75, said
-    assert f"stopped: {victim} seed 0; run the same command again" in said
+    assert f"stopped: {VICTIM} seed 0; run the same command again" in said
     assert sweep.submitted() == jobs  # nothing twice
     done = sweep.results()
-    assert done.keys() == names - {victim}
-    assert f"Slurm's job {tickets[victim].id}: CANCELLED" in (sweep.folder(victim) / "log.txt").read_text()
+    assert done.keys() == POINTS.keys() - {VICTIM}
+    log = (sweep.folder(VICTIM) / "log.txt").read_text()
+    assert "stopped by SIGTERM after step" in log and f"Slurm's job {tickets[VICTIM].id}: CANCELLED" in log
 
     status, said = sweep.end(sweep.start())
     assert status == 0, said
     assert len(sweep.submitted() - jobs) == 1
     results = sweep.results()
-    assert results.keys() == names
-    assert {point: time for point, time in results.items() if point != victim} == done  # not run again
+    assert results.keys() == POINTS.keys()
+    assert {point: time for point, time in results.items() if point != VICTIM} == done  # not run again
+    since = (sweep.folder(VICTIM) / "log.txt").read_text().removeprefix(log)
+    assert "a new run starts" not in since and "`max_steps=100` reached" in since  # it went on from its checkpoint
     assert not sweep.tickets()
-    assert len((sweep.out / "results.csv").read_text().splitlines()) == 7
+    assert len((sweep.out / "results.csv").read_text().splitlines()) == 1 + len(POINTS)
     assert (sweep.folder("two_ranks") / "log.1.txt").is_file()
     assert "MEMBER: 1/2" in (sweep.folder("two_ranks") / "log.txt").read_text()

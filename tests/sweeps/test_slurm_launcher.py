@@ -299,7 +299,7 @@ def test_a_job_that_waits_says_why(stand_in: StandIn, tmp_path: Path, capsys: py
 def test_jobs_are_left_and_found_again(stand_in: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [make_job(tmp_path, name) for name in "abc"]
     start_and_leave(tmp_path, *jobs)
-    assert "3 runs stay with Slurm (jobs 101); the same command watches them again" in capsys.readouterr().out
+    assert "left with Slurm: 3 runs (jobs 101); the same command watches them again" in capsys.readouterr().out
     assert not (stand_in.folder / "cancelled").exists()
 
     own = launcher(tmp_path)
@@ -398,7 +398,7 @@ def test_but_not_for_ever(
     with pytest.raises(UserError, match=r"has not answered for .* its jobs are not lost"):
         list(launcher(tmp_path).run([one], Recorder()))
     assert Ticket.read(one) is not None
-    assert "1 runs stay with Slurm" in capsys.readouterr().out
+    assert "left with Slurm: 1 run " in capsys.readouterr().out
 
 
 def test_a_command_that_hangs_is_a_silent_slurm(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:

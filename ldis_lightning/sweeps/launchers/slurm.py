@@ -156,8 +156,8 @@ class Slurm(Launcher):
             if tickets:
                 ids = sorted({ticket.id.partition("_")[0] for ticket in tickets.values() if ticket.id})
                 say(
-                    f"{len(tickets)} runs stay with Slurm (jobs {', '.join(ids)}); the same command watches them "
-                    f"again, and `scancel {' '.join(ids)}` ends them"
+                    f"left with Slurm: {_runs(tickets)} (jobs {', '.join(ids)}); the same command watches them again, "
+                    f"`scancel {' '.join(ids)}` ends them"
                 )
 
     # ---- Those of an earlier sweep
@@ -179,7 +179,7 @@ class Slurm(Launcher):
             if not state.has_ended or state.name in FAILED:
                 attached[job] = replace(ticket, id=state.id)
         if attached:
-            say(f"{len(attached)} runs are with Slurm already")
+            say(f"with Slurm already: {_runs(attached)}")
         return attached
 
     # ---- Submission
@@ -225,7 +225,7 @@ class Slurm(Launcher):
         for job, ticket in tickets.items():
             ticket.write(job)
         size = f" of {nodes * processes} processes" if nodes * processes > 1 else ""
-        say(f"submitted as Slurm's job {ids[0].partition('_')[0]}: {len(jobs)} runs{size}")
+        say(f"submitted as Slurm's job {ids[0].partition('_')[0]}: {_runs(jobs)}{size}")
         return tickets
 
     def _parameters(self, name: str, nodes: int, processes: int) -> dict[str, Any]:
@@ -420,6 +420,10 @@ def _options_of_sbatch() -> list[str]:
         return re.findall(r"--([a-z-]+)", ask("sbatch", "--help"))
     except Silent:
         return []
+
+
+def _runs(found: Collection[Any]) -> str:
+    return f"{len(found)} run{'' if len(found) == 1 else 's'}"
 
 
 def say(line: str) -> None:
