@@ -28,7 +28,7 @@ STAND_INS = {
 [[ $1 == --help ]] && { echo "  -A, --account=name  charge"; exit 0; }
 number=$(( $(ls script-* 2>/dev/null | wc -l) + 101 ))
 [[ -f refuse-$number ]] && { cat refuse-$number >&2; exit 1; }
-cp "$1" script-$number; echo "Submitted batch job $number" """,
+cp "$1" script-$number; env > environment; echo "Submitted batch job $number" """,
     "squeue": """
 if [[ -f silent ]]; then
     echo asked >> silent; echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1
@@ -184,6 +184,18 @@ def test_an_array_is_no_larger_than_slurm_takes(
     stand_in.default("COMPLETED|None")
     list(launcher(tmp_path).run([make_job(tmp_path, name) for name in "abc"], Recorder()))
     assert [option(script, "array") for script in stand_in.scripts()] == ["0-1%2", None]
+
+
+def test_a_sweep_inside_a_job_hides_that_job_and_nothing_else(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SRUN_DEBUG", "SLURM_CONF", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "7")
+    start_and_leave(tmp_path, make_job(tmp_path, "a"))
+    shown = {line.partition("=")[0] for line in (stand_in.folder / "environment").read_text().splitlines()}
+    assert {"SLURM_CONF", "SBATCH_ACCOUNT"} <= shown
+    assert not {"SLURM_JOB_ID", "SLURM_NTASKS", "SRUN_DEBUG"} & shown
+    assert os.environ["SLURM_JOB_ID"] == "7"
 
 
 def test_what_is_pickled_is_a_function_of_ours_and_words(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -393,11 +393,20 @@ def _wait_for(path: Path) -> None:
         os.listdir(path.parent)  # which makes a network's file system look again
 
 
-def _outside_of_a_job() -> contextlib.AbstractContextManager:
-    """Where the sweep itself runs in a job, hide the variables of that one from sbatch, which would take them over."""
-    from submitit.helpers import clean_env
+@contextlib.contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Where the sweep itself runs in a job, hide the variables of that one from sbatch, which would take them over.
 
-    return clean_env() if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext()
+    submitit's own `clean_env` hides too much: where Slurm's configuration is, and the user's defaults of sbatch.
+    """
+    of_a_job = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(of_a_job) and name != "SLURM_CONF"}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _check_installed() -> None:
