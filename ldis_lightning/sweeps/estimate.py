@@ -112,11 +112,12 @@ def model_cost(parser: LDISParser, config: Mapping[str, Any]) -> ModelCost:
     """Build the model of a config without memory for its weights, and count. What cannot be built or counted so, such
     as a model whose files are not there, has None for it."""
     try:
-        parsed = parser.parse_object({"model": deepcopy(config["model"]), "trainer": {"logger": False}})
+        parsed: Any = parser.parse_object({"model": deepcopy(config["model"]), "trainer": {"logger": False}})
         with torch.device("meta"):
-            model = parser.instantiate_classes(Namespace(model=parsed.model)).model
+            built: Any = parser.instantiate_classes(Namespace(model=parsed.model))
     except Exception:  # of any library that reads weights
         return ModelCost()
+    model = built.model
     trained = {id(parameter) for parameter in model.trainable_parameters()}
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     data = config["data"]
@@ -207,7 +208,7 @@ def print_estimates(console: Console, plan: Plan, found: list[Estimate]) -> None
     table = Table(title="each run", title_justify="left")
     for heading in ("point", "runs"):
         table.add_column(heading, overflow="fold")
-    headings = ("training", "tested", "U-Net calls", "trained", "parameters", "operations", "time")
+    headings = ("steps", "tested", "trained", "FLOP", "time")
     for heading in headings:
         table.add_column(heading, justify="right")
     for point, one, time in zip(plan.points, found, times, strict=True):
@@ -223,14 +224,11 @@ def print_estimates(console: Console, plan: Plan, found: list[Estimate]) -> None
 
 
 def _cells(one: Estimate, time: float | None) -> list[str]:
-    calls = one.model.calls
-    every = one.episodes * calls if calls is not None else None
+    tested = f"{one.episodes}{' + sets' if one.at_least else ''}" if one.episodes else "sets"
     return [
         f"{one.steps} x {one.batch}" if one.steps is not None else f"epochs x {one.batch}",
-        f"{one.episodes}{' + all of others' if one.at_least else ''}" if one.episodes else "all",
-        "-" if every is None else f"{calls} a query",
-        amount(one.model.trained),
-        amount(one.model.parameters),
+        tested if one.model.calls is None else f"{tested} x {one.model.calls}",
+        f"{amount(one.model.trained)} of {amount(one.model.parameters)}" if one.model.trained is not None else "-",
         ("> " if one.at_least and one.flops is not None else "") + amount(one.flops),
         duration(3600 * time) if time is not None else "-",
     ]
@@ -243,7 +241,10 @@ def _summary(plan: Plan, found: list[Estimate], times: list[float | None], state
     if left and None not in flops:
         lines.append(f"operations in all that is left: {amount(math.fsum(one for one in flops if one))} (FLOP)")
     if any(one.at_least for one in found):
-        lines.append("sets without `episodes` are tested whole; how many that are only the data say")
+        lines.append("sets without `episodes` are tested whole; how many these are only the data say")
+    if any(one.model.calls for one in found):
+        lines.append("tested: episodes x calls of the U-Net for each")
+    lines.append("trained: parameters that the optimiser gets, of all; steps: of training x episodes of each")
     known = [times[i] for i in left]
     if not left:
         lines.append("everything is done")

@@ -162,7 +162,9 @@ def _completed(parser: LDISParser, config: dict[str, Any], point: Point | None) 
 def _with_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The callbacks of a config and those that it lacks: the report needs them, and a checkpoint to go on from. All
     checkpoints lie in the run's own folder."""
-    callbacks = [{"class_path": one} if isinstance(one, str) else dict(one) for one in callbacks_of(config)]
+    callbacks: list[dict[str, Any]] = [
+        {"class_path": one} if isinstance(one, str) else dict(one) for one in callbacks_of(config)
+    ]
     keepers = [one for one in callbacks if _is_a(one, ModelCheckpoint)]
     for keeper in keepers:
         keeper["init_args"] = {**(keeper.get("init_args") or {}), "dirpath": None}
