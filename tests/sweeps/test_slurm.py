@@ -23,7 +23,7 @@ VICTIM = "long"
 POINTS = {
     "plain": {},
     **{f"weight_{value}": {"model.latent_weight": value} for value in (0.0, 0.1, 0.2)},
-    VICTIM: {"trainer.max_steps": 100, "trainer.val_check_interval": 20},  # long enough to be cancelled in the middle
+    VICTIM: {"trainer.max_steps": 200, "trainer.val_check_interval": 20},  # long enough to be cancelled in the middle
     "two_ranks": {"trainer.devices": 2},
 }
 SWEEP = {
@@ -125,7 +125,7 @@ def test_a_sweep_is_killed_loses_a_job_and_is_finished(cluster: Cluster, sweep: 
     process = sweep.start()
     wait_until(lambda: "with Slurm already" in sweep.log.read_text(), process, sweep.log)
     cluster.call("scontrol", "release", tickets[VICTIM].id)
-    wait_until(lambda: list(sweep.folder(VICTIM).glob("checkpoints/*.ckpt")), process, sweep.log)
+    wait_until(lambda: list(sweep.folder(VICTIM).glob("previews/val-*")), process, sweep.log)
     cluster.call("scancel", tickets[VICTIM].id)
     status, said = sweep.end(process)
     assert status == 75, said
@@ -143,7 +143,7 @@ def test_a_sweep_is_killed_loses_a_job_and_is_finished(cluster: Cluster, sweep: 
     assert results.keys() == POINTS.keys()
     assert {point: time for point, time in results.items() if point != VICTIM} == done  # not run again
     since = (sweep.folder(VICTIM) / "log.txt").read_text().removeprefix(log)
-    assert "a new run starts" not in since and "`max_steps=100` reached" in since  # it went on from its checkpoint
+    assert "a new run starts" not in since and "`max_steps=200` reached" in since  # it went on from its checkpoint
     assert not sweep.tickets()
     assert len((sweep.out / "results.csv").read_text().splitlines()) == 1 + len(POINTS)
     assert (sweep.folder("two_ranks") / "log.1.txt").is_file()
