@@ -19,7 +19,7 @@ from ldis_lightning.sweeps.launchers.slurm import Ticket
 
 WITHIN = 900.0
 """Seconds for each command and each thing that is waited for, on a machine that is busy with others."""
-VICTIM = "long"
+VICTIM = "weight_long"  # the last by name, so the last of its array
 POINTS = {
     "plain": {},
     **{f"weight_{value}": {"model.latent_weight": value} for value in (0.0, 0.1, 0.2)},
