@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from ldis_lightning.alignment import Augmented
@@ -111,10 +111,13 @@ class AutoencoderTrainer(EpisodeModule):
         """Logits of the queries' own masks after one round trip: what is scored."""
         return self.round_trip_logits(batch)
 
-    @rank_zero_only
     def on_fit_end(self) -> None:
         """Set the scaling factor and write the autoencoder."""
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir) / "autoencoder"
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every rank: it is a collective call
+        if self.trainer.is_global_zero:
+            self._write(Path(folder) / "autoencoder")
+
+    def _write(self, folder: Path) -> None:
         self.vae.register_to_config(scaling_factor=round(float(self.latent_variance.rsqrt()), 5))
         deepcopy(self.vae).half().save_pretrained(folder, safe_serialization=True)
         rank_zero_info(f"The autoencoder is in {folder}")

@@ -23,8 +23,17 @@ checkpoint, failed ones are run again with --retry. Every other option is one of
 all points, e.g. `--trainer.max_steps 10` or `--sweep.seeds '[0]'`."""
 LAUNCHERS = """launchers:
   local      processes on this machine: --jobs, --threads_per_job, --gpus_per_job
-  slurm      jobs of a Slurm cluster: --slurm.partition P --slurm.timeout_min M --slurm.gpus_per_node G
-             --slurm.cpus_per_task C --slurm.mem_gb M --slurm.array_parallelism N --slurm.additional '{key: value}'
+  slurm      jobs of a Slurm cluster; Ctrl-C leaves them there, and the same command finds them again
+    --slurm.partition P           partition (default: the cluster's)
+    --slurm.timeout_min M         minutes until a run saves a checkpoint, goes back into the queue and on from there
+                                  (default: the partition's limit)
+    --slurm.gpus_per_node G       GPUs on each node of a run, at least one for each of its trainer.devices
+    --slurm.cpus_per_task C       processors of each process
+    --slurm.mem_gb M              gigabytes of memory on each node
+    --slurm.array_parallelism N   runs of an array at a time (default: 256)
+    --slurm.requeues N            how often a run may go back into the queue (default: 20)
+    --slurm.additional '{K: V}'   further options of sbatch by their long names, e.g. '{account: vision}'
+    --slurm.poll_seconds S        how often to ask Slurm (default: 10)
   my.Class   a subclass of ldis_lightning.sweeps.launchers.Launcher of your own: --launcher.KEY VALUE"""
 
 
@@ -44,6 +53,7 @@ def main(args: Sequence[str]) -> int:
     plan = _plan(fit_options, options.out)
     given = {key: getattr(options, key) for key in ("jobs", "threads_per_job", "gpus_per_job")}
     launcher = choice.build(options.launcher, launcher_options, given)
+    launcher.folder = plan.out / "launcher"
     console = Console()
     if options.dry_run:
         print_estimates(console, plan, estimates(plan))

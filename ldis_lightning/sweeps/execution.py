@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 from ldis_lightning.callbacks.runs import write_atomically
 from ldis_lightning.cli import PREEMPTED_STATUS, Stopped
 from ldis_lightning.errors import UserError
-from ldis_lightning.sweeps.launchers import Launcher, Outcome
+from ldis_lightning.sweeps.launchers import Job, Launcher, Outcome
 from ldis_lightning.sweeps.launchers.local import LOCK
 from ldis_lightning.sweeps.locks import Lock, holder, take
 from ldis_lightning.sweeps.plan import Plan
@@ -124,6 +124,7 @@ class Execution:
     # ---- One stage
 
     def _run_all(self, runs: Sequence[Run]) -> None:
+        held = self.launcher.held([run.job for run in runs])  # before the states: what ends meanwhile is done
         states = {run: run.state() for run in runs}
         self._announce(runs, states)
         failed = [run for run in runs if states[run] is State.FAILED and not self.retry]
@@ -141,12 +142,14 @@ class Execution:
                     self.ending.beyond_budget += pending
                     return
                 del pending[: len(wave)]
-                self._run_wave(wave, progress)
+                self._run_wave(wave, progress, held)
 
-    def _run_wave(self, wave: Sequence[Run], progress: SweepProgress) -> None:
+    def _run_wave(self, wave: Sequence[Run], progress: SweepProgress, held: Mapping[Job, str]) -> None:
         by_job = {run.job: run for run in wave}
         for run in wave:
-            if aside := run.prepare(self.plan.out):
+            if run.job in held:
+                run.check_config(held[run.job])
+            elif aside := run.prepare(self.plan.out):
                 progress.say(f"{run.name} was run with another config; that is in {aside} now")
         recorder = _Recorder(progress, by_job)
         outcomes = self.launcher.run(list(by_job), recorder)

@@ -115,6 +115,18 @@ class Run:
         old = self.config.read_text(encoding="utf-8")
         return old == self.text or _elsewhere(old) == _elsewhere(self.text)
 
+    def check_config(self, holder: str) -> None:
+        """Make sure that what still works in the folder does so for this config.
+
+        Raises:
+            UserError: it does not.
+        """
+        if not self._is_of_this_config():
+            raise UserError(
+                f"{holder} is still at work on {self.name} with another config; wait for it, end it (`scancel`), or "
+                "give another `--out`"
+            )
+
     # ---- Changing the folder
 
     def prepare(self, out: Path) -> Path | None:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,7 +66,17 @@ class Launcher:
     A subclass runs all jobs in any order and yields each as it ends, failed ones too: one failure stops nothing. When
     the generator is closed early (Ctrl-C, a spent budget), it ends what it has started, so that this saves what it has
     trained, or, where jobs live on without the sweep, leaves them.
+
+    Attributes:
+        folder: where it may keep files of its own; the sweep says.
     """
+
+    folder: Path = Path("launcher")
+
+    def held(self, jobs: Sequence[Job]) -> Mapping[Job, str]:
+        """The jobs that still live from an earlier sweep, and what to call them. Their folders must be left alone, and
+        `run` does not start them again."""
+        return {}
 
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> Generator[Outcome]:
         """Run the jobs; yield the outcome of each."""
