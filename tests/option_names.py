@@ -16,14 +16,16 @@ def names_in(path: Path) -> set[str]:
     names of data sets and the `+` of a list that is appended to.
     """
     content: Config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    grid = (content.get("sweep") or {}).get("grid") or {}
-    swept = {name for key, values in grid.items() for value in values for name in _names(value, key)}
+    sweep = content.get("sweep") or {}
+    grid = [(key, value) for key, values in (sweep.get("grid") or {}).items() for value in values]
+    points = [pair for point in (sweep.get("points") or {}).values() for pair in point.items()]
+    swept = {name for key, value in [*grid, *points] if key != "model.class_path" for name in _names(value, key)}
     return swept | {name for key, value in content.items() for name in _names(value, key)}
 
 
 def _names(value: Any, name: str) -> Iterator[str]:
     name = name.removesuffix("+")
-    if name == "sweep.grid":
+    if name in ("sweep.grid", "sweep.points", "sweep.baseline"):
         yield name
     elif isinstance(value, list):
         yield name

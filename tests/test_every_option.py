@@ -31,7 +31,6 @@ from option_names import Config, names_in
 from ldis_lightning.config_files import packaged_configs, resolve_configs
 from ldis_lightning.sweeps.grid import Sweep, expand
 from ldis_lightning.sweeps.plan import plan_sweep
-from ldis_lightning.sweeps.table import headings, rows
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,11 @@ def points(whole: Config) -> list[str]:
     return [point.slug for point in expand(Sweep(**whole["sweep"]))]
 
 
-def runs_of_sweep(whole: Config) -> list[str]:
+def planned(whole: Config) -> tuple[Config, list[str]]:
+    """What `sweep.yaml` holds, and the runs."""
     made, sweep = parser("ldis1")[0], Sweep(**whole["sweep"])
-    return [run.name for run in plan_sweep(made, made.parse_object(whole), sweep, Path("sweep")).runs]
-
-
-def columns_of_sweep(whole: Config) -> list[str]:
-    sweep = Sweep(**whole["sweep"])
-    return headings(sweep, rows(sweep, expand(sweep), {}))
+    plan = plan_sweep(made, made.parse_object(whole), sweep, Path("sweep"))
+    return plan.summary(), [run.name for run in [*plan.trainings, *plan.runs]]
 
 
 def configs_read(whole: Config) -> list[str]:
@@ -107,6 +103,7 @@ CLIPS = {"shards": "{world}/synthetic/clips/train", "pairing": "WithinClip"}
 NOVEL = "{world}/synthetic/images/novel"
 NOVEL_CLIPS = "{world}/synthetic/clips/novel"
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+INFERENCE_GRID = {"sweep.grid": {"data.references": [1, 2]}}
 GRID = {"sweep.grid": {"model.pseudo_mask": ["Vanilla", "Augmented"]}}
 
 
@@ -180,6 +177,7 @@ def logging(key: str, one: str, other: str) -> Effect:
 EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
 PRE_MASK = learning("instruction.pre_mask", "AlphaChannel", "NoPreMasking")
 POST_MASK = learning("instruction.post_mask", "CrossAttentionMask", "NoPostMasking")
+ADDITIVE = "ldis_lightning.alignment.Additive"
 AUGMENTED, PERTURBED = "ldis_lightning.alignment.Augmented", "ldis_lightning.alignment.Perturbed"
 TEST = {"score_after_fit": True}
 ONE_DEVICE = {"trainer.devices": 1}
@@ -224,8 +222,15 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "TensorBoardLogger.name": logging("name", "a", "b"),
     "TensorBoardLogger.save_dir": logging("save_dir", "runs", "elsewhere"),
     "sweep.grid": Effect(points, "sweep.grid", (GRID["sweep.grid"], {"model.pseudo_mask": ["Vanilla"]})),
-    "sweep.seeds": Effect(runs_of_sweep, "sweep.seeds", ([0], [0, 1]), GRID),
-    "sweep.metric": Effect(columns_of_sweep, "sweep.metric", ("test/novel/miou", "test/seen/miou"), GRID),
+    "sweep.points": Effect(
+        points, "sweep.points", ({"one": {}}, {"one": {}, "other": {"model.pseudo_mask": "Augmented"}})
+    ),
+    "sweep.seeds": Effect(planned, "sweep.seeds", ([0], [0, 1]), GRID),
+    "sweep.metric": Effect(planned, "sweep.metric", ("test/novel/miou", "test/seen/miou"), GRID),
+    "sweep.baseline": Effect(
+        planned, "sweep.baseline", ({"pseudo_mask": "Vanilla"}, {"pseudo_mask": "Augmented"}), GRID
+    ),
+    "sweep.shared_training": Effect(planned, "sweep.shared_training", (False, True), INFERENCE_GRID),
     # ---- Training data
     "data.prepare": Effect(prepared, "data.prepare", (None, component("SyntheticWorld", root="a", **WORLD))),
     "SyntheticWorld.root": Effect(prepared, "data.prepare", two("SyntheticWorld", "root", "a", "b", **WORLD)),
@@ -234,6 +239,7 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     "data.train.pairing": drawing("train.pairing", "WithinClip", "AcrossImages", ACROSS_CLIPS),
     "data.train.weight": mixing({"weight": 1.0}, {"weight": 9.0}),
     "data.mixing": drawing("mixing", "PerSample", "PerDataset", base="mixture"),
+    "data.references": drawing("references", 1, 2),
     "data.image_size": drawing("image_size", 64, 32),
     "data.batch_size": drawing("batch_size", 2, 3),
     "data.num_workers": Effect(processes, "data.num_workers", (0, 1)),
@@ -266,11 +272,14 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
         "instruction.pre_mask", "AlphaChannel", "CropToMask"
     ),  # its parts are its only options
     "InstructionExtractor.encoder": learning("instruction.encoder.final_norm", True, False),
+    "model.instruction.encoder": learning("instruction.encoder.final_norm", True, False),
     "InstructionExtractor.pre_mask": PRE_MASK,
     "InstructionExtractor.post_mask": POST_MASK,
     "model.instruction.pre_mask": PRE_MASK,
     "model.instruction.post_mask": POST_MASK,
     "TimmPromptEncoder.name": learning("instruction.encoder.name", "vit_tiny_patch16_224", "vit_base_patch16_clip_224"),
+    "TimmPromptEncoder.pretrained": Elsewhere("instruction/test_prompt_encoder.py", "pretrained=True"),
+    "TimmPromptEncoder.trainable": learning("instruction.encoder.trainable", True, False),
     "TimmPromptEncoder.model_args.img_size": encoding("img_size", 16, 32),
     "TimmPromptEncoder.model_args.patch_size": encoding("patch_size", 4, 8),
     "TimmPromptEncoder.model_args.embed_dim": encoding("embed_dim", 8, 16),
@@ -288,6 +297,7 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     # ---- Pseudo-masks, latents, the denoiser
     "model": Effect(learnt, "data.batch_size", (2, 2), base="ldis1", other_base="ldisn"),
     "model.pseudo_mask": learning("pseudo_mask", "Vanilla", "Augmented"),
+    "Additive.alpha": learning("pseudo_mask.alpha", 2.0, 4.0, {"model.pseudo_mask": component(ADDITIVE)}),
     "Augmented.gamma": learning("pseudo_mask.gamma", 0.2, 0.4, {"model.pseudo_mask": component(AUGMENTED)}),
     "Perturbed.strength": learning("pseudo_mask.strength", 0.2, 0.4, {"model.pseudo_mask": component(PERTURBED)}),
     "model.autoencoder": learning(
@@ -323,6 +333,8 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     ),
     "DualGuidance.query": predicting("guidance.query", 1.5, 2.0),
     "DualGuidance.instruction": predicting("guidance.instruction", 7.0, 2.0),
+    "model.guidance.query": predicting("guidance.query", 1.5, 2.0),
+    "model.guidance.instruction": predicting("guidance.instruction", 7.0, 2.0),
     "model.scale_query": predicting("scale_query", False, True),
     "model.null_keeps_mask": predicting("null_keeps_mask", False, True),
     "model.scheduler": predicting(
@@ -332,15 +344,19 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
     ),
     **{
         f"{kind}Scheduler.{key}": scheduling(f"{kind}Scheduler", key, *values, see=see)
-        for kind in ("DDIM", "DDPM")
+        for kind in ("DDIM", "DDPM", "DPMSolverMultistep")
         for key, values, see in (
             ("beta_schedule", ("scaled_linear", "linear"), learning),
             ("beta_start", (0.00085, 0.01), learning),
             ("beta_end", (0.012, 0.02), learning),
             ("prediction_type", ("epsilon", "v_prediction"), learning),
-            ("clip_sample", (False, True), predicting),
         )
     },
+    "DDIMScheduler.clip_sample": scheduling("DDIMScheduler", "clip_sample", False, True, see=predicting),
+    "DDPMScheduler.clip_sample": scheduling("DDPMScheduler", "clip_sample", False, True, see=predicting),
+    "DPMSolverMultistepScheduler.algorithm_type": scheduling(
+        "DPMSolverMultistepScheduler", "algorithm_type", "dpmsolver++", "sde-dpmsolver++", see=predicting
+    ),
     "DDPMScheduler.steps_offset": scheduling("DDPMScheduler", "steps_offset", 0, 1, see=predicting),
     # ---- Optimisation
     "model.optimizer": learning(

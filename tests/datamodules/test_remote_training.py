@@ -1,6 +1,7 @@
 """Training and testing on data sets at an address, from the datamodule and from the command line."""
 
 from pathlib import Path
+from typing import Any
 
 import local_server as bad
 import pytest
@@ -23,8 +24,8 @@ def seen(data: EpisodeDataModule) -> tuple[list[list[str]], list[list[str]]]:
     try:
         loader = data.train_dataloader()
         trained = [digests(batch) for _ in range(2) for batch in loader]
-        (evaluated,) = data.val_dataloader()
-        return trained, [digests(batch) for batch in evaluated]
+        evaluated: list[Any] = data.val_dataloader()  # of one set
+        return trained, [digests(batch) for batch in evaluated[0]]
     finally:
         data.teardown("fit")
 
