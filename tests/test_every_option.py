@@ -226,7 +226,7 @@ EFFECTS: dict[str, Effect | Elsewhere] = {
         points, "sweep.points", ({"one": {}}, {"one": {}, "other": {"model.pseudo_mask": "Augmented"}})
     ),
     "sweep.seeds": Effect(planned, "sweep.seeds", ([0], [0, 1]), GRID),
-    "sweep.metric": Effect(planned, "sweep.metric", ("test/novel/miou", "test/seen/miou"), GRID),
+    "sweep.metric": Effect(planned, "sweep.metric", ("test/novel/miou", "test/novel/fb_iou"), GRID),
     "sweep.baseline": Effect(
         planned, "sweep.baseline", ({"pseudo_mask": "Vanilla"}, {"pseudo_mask": "Augmented"}), GRID
     ),

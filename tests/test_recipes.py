@@ -13,12 +13,15 @@ from ldis_lightning.cli import main
 from ldis_lightning.config_files import packaged_configs
 from ldis_lightning.lightning_cli import parse_fit
 from ldis_lightning.sweeps.grid import Sweep, expand
-from ldis_lightning.sweeps.overrides import set_key
+from ldis_lightning.sweeps.overrides import with_values
 
 SD15 = "configs/scale/sd15.yaml"
 BASES = ["quickstart", "quickstart_ldisn", *(Path(n).stem for n in packaged_configs() if "ablation" in n)]
 AT_PAPER_SCALE = {"ldis1": ("configs/ldis1.yaml",), "ldisn": ("configs/ldisn.yaml",)}
-AT_PAPER_SCALE |= {f"{name} + sd15": (f"configs/{name}.yaml", SD15) for name in BASES}
+OWN = {name: f"configs/scale/sd15_{name.removeprefix('ablation_')}.yaml" for name in BASES}  # overlays of one ablation
+AT_PAPER_SCALE |= {
+    f"{name} + sd15": (f"configs/{name}.yaml", OWN[name] if OWN[name] in packaged_configs() else SD15) for name in BASES
+}
 
 
 def options(*configs: str) -> list[str]:
@@ -144,11 +147,12 @@ def test_a_config_at_paper_scale_builds_and_links(name: str) -> None:
     model = meta_model(parser, config)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert (model.unet.encoder_hid_proj.in_features, model.unet.encoder_hid_proj.out_features) == (1024, 768)
-    assert model.unet.config["in_channels"] == (8 if "ldisn" in name else 4)
+    many_steps = config["model"]["class_path"].endswith(".LDISn")
+    assert model.unet.config["in_channels"] == (8 if many_steps else 4)
     assert (model.autoencoder.latent_channels, model.autoencoder.downsampling) == (4, 8)
     assert (model.instruction.encoder.image_size, model.instruction.encoder.grid) == (224, 16)
     trained = sum(parameter.numel() for parameter in model.trainable_parameters())
-    assert trained == 860_308_164 + (4 * 320 * 9 if "ldisn" in name else 0)
+    assert trained == 860_308_164 + (4 * 320 * 9 if many_steps else 0)
 
 
 @pytest.mark.parametrize("name", [name for name in AT_PAPER_SCALE if name.startswith("ablation")])
@@ -156,9 +160,7 @@ def test_the_points_of_an_ablation_build_at_paper_scale(name: str) -> None:
     parser, config = parsed(*AT_PAPER_SCALE[name])
     widths = set()
     for point in (expand(Sweep(**config["sweep"]))[0], expand(Sweep(**config["sweep"]))[-1]):
-        whole = {**config, "model": {**config["model"], "init_args": dict(components(config))}}
-        for key, value in point.values.items():
-            set_key(whole, key, value)
+        whole = with_values(config, point.values)
         widths.add(meta_model(parser, whole).unet.encoder_hid_proj.in_features)
     assert widths == {1024}
 
