@@ -11,6 +11,7 @@ from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
 
 from ldis_lightning.cli import main
 from ldis_lightning.config_files import find_config, packaged_configs
+from ldis_lightning.sweeps.estimate import ModelCost
 from ldis_lightning.sweeps.launchers import Job, Launcher, Outcome, Watcher
 
 ABLATIONS = sorted(name for name in packaged_configs() if name.startswith("configs/ablation_"))
@@ -18,8 +19,8 @@ AXES = {  # METHOD section 6, and the resolution
     "alignment", "fine_tuning", "initialisation", "input_timestep", "loss_space", "masking", "masking_all",
     "meta_architecture", "prompt_encoder", "references", "resolution", "sampler", "training_data",
 }  # fmt: skip
-LARGE = {"alignment", "input_timestep", "masking_all", "sampler"}
-"""With many points."""
+IN_A_MINUTE = {"initialisation", "masking", "meta_architecture", "training_data"}
+"""The others' points run in the slow tests alone; what each config trains by itself runs in tests/test_cli.py."""
 COMMAND = re.compile(r"^#.*?(ldis sweep --config .*)$", re.MULTILINE)
 
 
@@ -47,7 +48,7 @@ def test_every_axis_has_a_config() -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if short(name) in LARGE else name for name in ABLATIONS]
+    "name", [name if short(name) in IN_A_MINUTE else pytest.param(name, marks=pytest.mark.slow) for name in ABLATIONS]
 )
 def test_every_point_trains_and_is_scored(
     name: str, in_miniature_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,7 +66,11 @@ def test_every_point_trains_and_is_scored(
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_every_ablation_is_lifted_to_paper_scale(name: str, in_miniature_world: Path, tmp_path: Path) -> None:
+def test_every_ablation_is_lifted_to_paper_scale(
+    name: str, in_miniature_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its points are checked; tests/test_recipes.py builds models of them."""
+    monkeypatch.setattr("ldis_lightning.sweeps.estimate.model_cost", lambda *_: ModelCost())  # takes most of the time
     provide_weights_and_data(in_miniature_world)
     (lifted,) = (command for command in commands(name) if len(command) > 3)
     assert lifted[-1].startswith("configs/scale/sd15")
