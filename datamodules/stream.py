@@ -6,6 +6,7 @@ that workers may be forked or spawned. This module does not import Lightning, be
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -315,15 +316,28 @@ def _explain_deaths() -> None:
         try:
             raises(number, frame)
         except RuntimeError as error:
+            if (dead := _dead(error)) and dead <= _TOLD_OF:  # the end of another worker, after it has been said
+                return
             _explain(error)
             raise
 
     signal.signal(signal.SIGCHLD, handler)
 
 
+_TOLD_OF: set[str] = set()
+"""Numbers of the dead workers that an error has been raised about."""
+
+
+def _dead(error: RuntimeError) -> set[str]:
+    """The numbers of the workers whose death an error of torch is about."""
+    about = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+    return set(about[1].split(", ")) if about else set()
+
+
 def _explain(error: RuntimeError) -> None:
     """Raise a line that says what to do, where an error of torch is about the death of a worker."""
-    if str(error).startswith("DataLoader worker (pid"):
+    if dead := _dead(error):
+        _TOLD_OF.update(dead)
         what = str(error).removeprefix("DataLoader ").partition(". ")[0].rstrip(". ")
         raise UserError(
             f"a data {what}. If memory ran out (of the machine, the job or /dev/shm), lower data.num_workers or "

@@ -195,7 +195,7 @@ def test_a_square_is_what_pillow_cuts(scale: float, y: float, x: float) -> None:
     crop = Crop(height, width, int(y * (height - 64)), int(x * (width - 64)))
     expected = by_pillow(crop, 64)
     pixel_off = sum(np.abs(np.diff(expected, axis=axis)).mean() for axis in (0, 1))
-    assert np.abs(crop.image(WHOLE, 64) - expected).mean() <= 0.05 + pixel_off * scale / 16  # see _OFF_GRID
+    assert np.abs(crop.image(WHOLE, 64) - expected).mean() <= 0.1 + pixel_off * scale / 16  # see _OFF_GRID
 
 
 @pytest.mark.parametrize("scale", [0.31, 0.5, 0.77, 1.0, 1.3])

@@ -103,6 +103,24 @@ def test_a_killed_worker_of_evaluation(folder: Path) -> None:
     one_line(caught.value)
 
 
+def test_a_death_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the others end, torch may find the dead one again: that must not come down wherever we are by then."""
+
+    def finds(number: int, frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+    before = signal.signal(signal.SIGCHLD, finds)
+    monkeypatch.setattr(stream, "_TOLD_OF", set())
+    try:
+        stream._explain_deaths.__wrapped__()
+        handler: Any = signal.getsignal(signal.SIGCHLD)
+        with pytest.raises(UserError, match="4711"):
+            handler(signal.SIGCHLD, None)
+        handler(signal.SIGCHLD, None)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_other_runtime_errors_stay_as_they_are() -> None:
     stream._explain(RuntimeError("the model's own"))
     with pytest.raises(UserError, match=r"^a data worker \(pid 3\) is killed by signal: Bus error\. If memory"):
