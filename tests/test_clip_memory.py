@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 SIDE = 256
@@ -47,6 +48,7 @@ def peak_of(folder: Path, frames: int) -> int:
     return found["peak"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path) -> None:
     short, long = peak_of(tmp_path, 50), peak_of(tmp_path, 2000)
     print(f"peak memory of 50 frames {short} KiB, of 2,000 frames {long} KiB: {100 * (long / short - 1):+.1f}%")

@@ -22,7 +22,8 @@ def run(world: Path, out: Path, ranks: int, save_after: int = 0, resume: Path | 
     return fit(world, out, configs, *options, **settings, enable_checkpointing=True)
 
 
-@pytest.mark.timeout(520)
+@pytest.mark.slow
+@pytest.mark.timeout(1100)
 def test_one_rank_then_two(miniature_world: Path, tmp_path: Path) -> None:
     whole = run(miniature_world, tmp_path / "whole", 1, FIRST)
     two = run(miniature_world, tmp_path / "two", 2, resume=tmp_path / "whole/saved.ckpt")

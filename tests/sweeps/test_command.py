@@ -297,11 +297,6 @@ def test_mistakes_are_found_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["configs/ablation_masking.yaml", "configs/ablation_alignment.yaml"])
-def test_shipped_ablations_are_valid_at_every_point(name: str, tmp_path: Path) -> None:
-    assert main(["sweep", "--config", name, "--out", str(tmp_path), "--dry_run"]) == 0
-
-
 def test_points_of_another_meta_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scheduler = {"class_path": "diffusers.DDIMScheduler"}
     of_ldisn = {"scheduler": scheduler, "dropout": "ConditionDropout", "guidance": "DualGuidance", "steps": 2}
