@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -297,6 +298,9 @@ def _next(stream: Iterator[Any]) -> Any:
     except RuntimeError as error:
         _explain(error)
         raise
+    except (OSError, EOFError):  # a connection that broke, as a worker died in the middle of handing over a tensor
+        _look_for_deaths(stream)
+        raise
     if isinstance(batch, UserError):
         raise UserError(str(batch))  # `batch` itself would be tied to this frame, and keep the workers alive with it
     return batch
@@ -322,6 +326,16 @@ def _explain_deaths() -> None:
             raise
 
     signal.signal(signal.SIGCHLD, handler)
+
+
+def _look_for_deaths(stream: Iterator[Any], seconds: float = 2.0) -> None:
+    """Raise a line that says what to do, where a worker turns out to be dead within some seconds."""
+    workers = getattr(stream, "_workers", ())
+    end = time.monotonic() + seconds
+    while workers and time.monotonic() < end:
+        if dead := [str(worker.pid) for worker in workers if not worker.is_alive()]:
+            _explain(RuntimeError(f"DataLoader worker (pid {', '.join(dead)}) is gone. "))
+        time.sleep(0.01)
 
 
 _TOLD_OF: set[str] = set()

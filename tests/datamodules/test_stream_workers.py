@@ -103,6 +103,29 @@ def test_a_killed_worker_of_evaluation(folder: Path) -> None:
     one_line(caught.value)
 
 
+class BrokenConnection:
+    """A stream whose worker was killed in the middle of handing over a tensor."""
+
+    def __init__(self, seconds: float) -> None:
+        self._workers = [multiprocessing.Process(target=time.sleep, args=(seconds,), daemon=True)]
+        self._workers[0].start()
+
+    def __next__(self) -> Any:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_connection_that_breaks_is_a_death() -> None:
+    with pytest.raises(UserError, match=r"^a data worker \(pid \d+\) is gone\. If memory ran out"):
+        stream._next(BrokenConnection(0.2))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_connection_that_breaks_between_the_living_stays_as_it_is() -> None:
+    broken = BrokenConnection(60)
+    with pytest.raises(ConnectionResetError):
+        stream._next(broken)  # pyright: ignore[reportArgumentType]
+    broken._workers[0].kill()
+
+
 def test_a_death_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the others end, torch may find the dead one again: that must not come down wherever we are by then."""
 
