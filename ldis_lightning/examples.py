@@ -108,7 +108,8 @@ def _scenes(concepts: list[Concept], seed: int) -> Iterator[Scene]:
     from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
 
     rng = np.random.default_rng([seed, 2])
-    others = [concept for concept in CONCEPTS if concept.novel and concept not in concepts]
+    hues = {concept.hue for concept in concepts}  # things of one colour are what a small model confuses
+    others = [concept for concept in CONCEPTS if concept.novel and concept.hue not in hues]
     while True:
         crowd = [*concepts, *(others[i] for i in rng.choice(len(others), 2, replace=False))]
         scene = draw_scene(rng, crowd, SIDE, (3, 4))

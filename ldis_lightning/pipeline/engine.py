@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.scoring import restore_logits
@@ -52,10 +52,9 @@ class Engine:
         """
         if dtype not in DTYPES:
             raise UserError(f"torch_dtype: {' or '.join(map(str, DTYPES))}, not {dtype}.")
-        networks: list[Any] = [self.model.unet, self.model.autoencoder, self.model.instruction.encoder]
         if dtype != self.dtype:
-            for network in networks:
-                network.to(dtype)
+            for network in (self.model.unet, self.model.autoencoder, self.model.instruction.encoder):
+                nn.Module.to(network, dtype)  # diffusers' own warns of what autocast takes care of
         self.dtype = dtype
 
     def instruction(self, images: Tensor, masks: Tensor) -> Instruction:
