@@ -120,10 +120,11 @@ class OutFiles:
     def summary(self) -> str:
         """What was written, in a line."""
         counts = self._counts
-        videos = f"{counts['videos']} whole videos with {counts['frames']} frames" if counts["frames"] else ""
-        done = " and ".join(filter(None, [f"{counts['pictures']} pictures" if counts["pictures"] else "", videos]))
+        pictures = _counted(counts["pictures"], "picture") if counts["pictures"] else ""
+        videos = f"{_counted(counts['videos'], 'whole video')} ({_counted(counts['frames'], 'frame')})"
+        done = " and ".join(filter(None, [pictures, videos if counts["frames"] else ""]))
         found = f", concepts: {', '.join(self.concepts)}" if self.named else ""
-        return f"{self.folder}: {counts['files']} files ({self.style}) of {done or 'nothing'}{found}"
+        return f"{self.folder}: {_counted(counts['files'], 'file')} ({self.style}) of {done or 'nothing'}{found}"
 
     def _write_masks(self, name: str, result: Segmentation, image: dict[str, Any]) -> None:
         if self.style == "rle":
@@ -186,3 +187,7 @@ def _concept_suffixes(names: Sequence[str]) -> list[str]:
         taken = {suffix.casefold() for suffix in suffixes}
         suffixes.append(f".{named_apart(safe, name) if f'.{safe}'.casefold() in taken else safe}")
     return suffixes
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
