@@ -176,7 +176,11 @@ class InContextSegmentationPipeline:
         if self.dtype != torch.float32:
             raise UserError(f"weights are saved in float32, and these are {self.dtype}: load them without torch_dtype.")
         card = model_card(name, self.model, self.image_size, rows)
-        write_folder(self.model, self._spec, self.image_size, folder, overwrite, card)
+        with self._engine.lock:
+            try:
+                write_folder(self.model, self._spec, self.image_size, folder, overwrite, card)
+            finally:  # safetensors takes contiguous tensors alone
+                nn.Module.to(self.model.autoencoder.vae, memory_format=torch.channels_last)  # pyright: ignore
 
     # ---- Where and how it computes
 

@@ -18,7 +18,7 @@ from ldis_lightning.pipeline.video import VideoFile, frames_of
 def clip(path: Path, frames: int = 6) -> Path:
     movie = Mp4(path, (32, 48), fps=10.0)
     for number in range(frames):
-        movie.add(np.full((32, 48, 3), 20 * number, np.uint8))
+        movie.add(np.full((32, 48, 3), 20 * number % 256, np.uint8))
     movie.finish()
     return path
 
