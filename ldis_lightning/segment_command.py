@@ -100,7 +100,7 @@ def grouped(shown: Sequence[tuple[str, str]]) -> list[tuple[str, list[str], list
     Raises:
         UserError: a concept has not as many masks as references, or no name where others have one.
     """
-    concepts: list[tuple[str, list[str], list[str]]] = []
+    concepts: list[tuple[str, list[str], list[str]]] = []  # name, references, masks
     for kind, value in shown:
         if kind == "name":
             if any(name == value for name, _, _ in concepts) or not value:
@@ -109,7 +109,8 @@ def grouped(shown: Sequence[tuple[str, str]]) -> list[tuple[str, list[str], list
             continue
         if not concepts:
             concepts.append(("", [], []))
-        concepts[-1][1 if kind == "reference" else 2].append(value)
+        _, references, masks = concepts[-1]
+        (references if kind == "reference" else masks).append(value)
     if not concepts:
         raise UserError("--reference and --mask are missing: name a picture of the concept, and its mask.")
     if len(concepts) > 1 and not concepts[0][0]:

@@ -65,6 +65,8 @@ def small(command: list[str], workspace: Path) -> list[str]:
         return [*command, "--allow_partial"]
     if command[0] in ("data", "results", "convert", "segment", "example") or command[:2] == ["bench", "pack"]:
         return command
+    if command[:2] == ["bench", "reuse"]:
+        command = [*command, "--queries", "4"]
     if command[0] == "bench":
         return [*command, "--scale", "tiny", "--turns", "1"]
     options = tiny(workspace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -290,7 +290,7 @@ class InContextSegmentationPipeline:
 
     def video(
         self, frames: str | os.PathLike[str] | Iterable[PictureLike], context: Context, **settings: Any
-    ) -> Iterator[Segmentation]:
+    ) -> Generator[Segmentation, None, None]:
         """Segment a video, frame by frame: memory does not grow with its length.
 
         Args:
@@ -313,7 +313,7 @@ class InContextSegmentationPipeline:
         *,
         on_error: Callable[[PictureLike, UserError], object] | None = None,
         **settings: Any,
-    ) -> Iterator[Segmentation]:
+    ) -> Generator[Segmentation, None, None]:
         """Segment any number of pictures, one after the other: memory does not grow with their number.
 
         Args:
@@ -332,7 +332,9 @@ class InContextSegmentationPipeline:
         self._check(context, checked)
         return self._stream(_read(queries, on_error), context.to(self.device), checked)
 
-    def _stream(self, queries: Iterator[Query], context: Context, settings: Settings) -> Iterator[Segmentation]:
+    def _stream(
+        self, queries: Iterator[Query], context: Context, settings: Settings
+    ) -> Generator[Segmentation, None, None]:
         waiting: list[Query] = []
         most = max(1, settings.batch_size // len(context))
         for query in queries:

@@ -56,7 +56,8 @@ def test_it_computes_what_ldis_test_does(make: Any, fusion: Any, shards: Path) -
     reader = FrameReader(index)
     rows = {index.key(row): row for row in range(len(index))}
     compared = 0
-    for batch in data.test_dataloader()[0] if isinstance(data.test_dataloader(), list) else data.test_dataloader():
+    loader: Any = data.test_dataloader()
+    for batch in loader[0] if isinstance(loader, list) else loader:
         batch = to_model_range(batch)
         with torch.inference_mode():
             logits = pipe.model.batch_logits(batch)
