@@ -12,13 +12,13 @@ import torch
 
 from ldis_lightning.datamodules.decode import FrameReader, reference_mask
 from ldis_lightning.datamodules.fetch import episode_meta
-from ldis_lightning.datamodules.geometry import fit_square, keep_concept
 from ldis_lightning.datamodules.pools import describe
 from ldis_lightning.datamodules.source import Episode
 from ldis_lightning.datamodules.stream import this_worker
 from ldis_lightning.datamodules.treatment import ReferenceTreatment
 from ldis_lightning.episode import IGNORE_INDEX, ClipBatch, FirstFrame
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.squares import fit_square, keep_concept
 
 
 class ClipStep(NamedTuple):

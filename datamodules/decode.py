@@ -10,10 +10,10 @@ from zlib_ng import zlib_ng
 
 from ldis_lightning.datamodules.damage import DamagedSample
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.jpeg import Jpeg
-from ldis_lightning.datamodules.pictures import read_label_map
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.jpeg import Jpeg
+from ldis_lightning.imaging.pictures import read_label_map
 
 _OPEN_SHARDS = 64  # well below the usual limit of 1024 open files a process
 

@@ -10,12 +10,13 @@ import torch
 
 from ldis_lightning.datamodules.damage import DamagedSample, Substitutes
 from ldis_lightning.datamodules.decode import FrameReader, concept_mask, reference_mask
-from ldis_lightning.datamodules.geometry import Picture, TrainingGeometry, fit_square, keep_concept
+from ldis_lightning.datamodules.geometry import Picture, TrainingGeometry
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.source import Episode
 from ldis_lightning.datamodules.treatment import ReferenceTreatment
 from ldis_lightning.episode import EpisodeBatch, EpisodeMeta
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.squares import fit_square, keep_concept
 
 
 class Step(NamedTuple):

@@ -20,9 +20,9 @@ from ldis_lightning.datamodules import index
 from ldis_lightning.datamodules.index import Row, Shard, ShardIndex
 from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.index_checks import is_class_id, is_name
-from ldis_lightning.datamodules.pictures import inspect_pair
 from ldis_lightning.datamodules.shards import check_name, valid_class_ids
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import inspect_pair
 
 MAX_PICTURE_BYTES = 2**28
 MAX_JSON_BYTES = 2**20

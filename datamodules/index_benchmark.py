@@ -27,10 +27,10 @@ from tqdm import tqdm
 from ldis_lightning.datamodules.commands import Parser, at_least
 from ldis_lightning.datamodules.index import Shard, ShardIndex
 from ldis_lightning.datamodules.index_builder import IndexBuilder
-from ldis_lightning.datamodules.pictures import write_label_map
 from ldis_lightning.datamodules.shards import ShardFile, shard_name
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import write_label_map
 
 SHARD = 1000  # samples of a shard
 SIDE = 16  # pixels of a picture

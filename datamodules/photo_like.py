@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ldis_lightning.datamodules.pictures import write_label_map
+from ldis_lightning.imaging.pictures import write_label_map
 
 LEAVES = 300
 CLASSES = 8

@@ -20,9 +20,9 @@ from ldis_lightning.datamodules.index import Row, Shard
 from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.index_checks import is_name
 from ldis_lightning.datamodules.out_folder import OutFolder
-from ldis_lightning.datamodules.pictures import MAX_CLASS_ID, inspect_pair
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import MAX_CLASS_ID, inspect_pair
 
 _BUFFER = 2**20  # bytes
 _BLOCK, _RECORD = 512, 10240  # a tar is made of blocks; its end is filled up to a record, as tar itself does

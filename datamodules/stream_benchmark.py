@@ -23,7 +23,6 @@ from ldis_lightning.datamodules.decode import FrameReader
 from ldis_lightning.datamodules.fetch import Collate, Fetch
 from ldis_lightning.datamodules.geometry import RandomCrop
 from ldis_lightning.datamodules.index import ShardIndex
-from ldis_lightning.datamodules.jpeg import Jpeg
 from ldis_lightning.datamodules.plan import TrainingPlan
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.datamodules.source import EpisodeSource
@@ -31,6 +30,7 @@ from ldis_lightning.datamodules.stream import TrainingSteps, Workers
 from ldis_lightning.datamodules.stream_baselines import Cut, Decoding, File
 from ldis_lightning.datamodules.treatment import Intact
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.jpeg import Jpeg
 
 BATCH_SIZE = 16
 SHARDS = 8  # so that webdataset, which deals whole shards to workers, has some for each

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-MID_GREY = 128
-"""The uint8 value nearest to 0 in [-1, 1]."""
+from ldis_lightning.imaging.pictures import MID_GREY
 
 
 class ReferenceTreatment:

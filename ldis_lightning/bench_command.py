@@ -9,6 +9,7 @@ from ldis_lightning.suggestions import did_you_mean
 BENCHMARKS = {
     "step": ("ldis_lightning.benchmarks.step", "a training step, against the released script's way"),
     "infer": ("ldis_lightning.benchmarks.infer", "inference with K references, against the released script's way"),
+    "reuse": ("ldis_lightning.benchmarks.reuse", "many queries against one context, against encoding it anew"),
     "data": ("ldis_lightning.datamodules.stream_benchmark", "loading, against decoding alone and two usual loaders"),
     "index": ("ldis_lightning.datamodules.index_benchmark", "opening and planning data sets of millions of samples"),
     "pack": ("ldis_lightning.datamodules.packing.benchmark", "packing a tree, against copying and hashing its files"),

@@ -52,6 +52,8 @@ COMMANDS = {
         "ldis_lightning.lightning_cli", "segment the evaluation episodes with a checkpoint", ("predict",)
     ),
     "convert": Command("ldis_lightning.conversion.command", "write a checkpoint or the authors' weights as a folder"),
+    "segment": Command("ldis_lightning.segment_command", "segment pictures and videos by example"),
+    "example": Command("ldis_lightning.examples", "draw pictures to try `segment` with"),
     "data": Command("ldis_lightning.datamodules.commands", "make, pack, index and look at data sets"),
     "bench": Command("ldis_lightning.bench_command", "measure how fast a part is, against a baseline"),
     "results": Command("ldis_lightning.results_command", "print result rows beside published ones"),

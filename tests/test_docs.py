@@ -10,14 +10,18 @@ import pytest
 from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
 from owners_trees import write_benchmark_trees
 from PIL import Image
+from small_models import write_model
 
 from ldis_lightning.cli import main
 from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
+from ldis_lightning.pipeline import source as sources
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAPER_SCALE = re.compile(r"configs/(ldis1|ldisn|ablation_fine_tuning|scale/sd15)\.yaml")
+SNIPPETS = ("docs/inference.md",)
+"""Pages whose Python runs too, after their commands and from top to bottom."""
 FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")  # first line of a block that shows a file
 
 
@@ -49,6 +53,9 @@ def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.argv", ["ldis"])
+    if not (sources.MODELS / "tiny").is_dir():
+        monkeypatch.setattr(sources, "MODELS", tmp_path / "shipped")
+        write_model(tmp_path / "shipped" / "tiny")
     return tmp_path
 
 
@@ -60,8 +67,10 @@ def small(command: list[str], workspace: Path, page: str) -> list[str]:
     """The same command on as little as possible."""
     if command[:2] == ["data", "pack"] and command[2] != "clips":
         return [*command, "--allow_partial"]
-    if command[0] in ("data", "results", "convert", "report") or command[:2] == ["bench", "pack"]:
+    if command[0] in ("data", "results", "convert", "report", "segment", "example") or command[:2] == ["bench", "pack"]:
         return command
+    if command[:2] == ["bench", "reuse"]:
+        command = [*command, "--queries", "4"]
     if command[0] == "bench":
         return [*command, "--scale", "tiny", "--turns", "1"]
     options = tiny(workspace)
@@ -111,3 +120,7 @@ def test_documented_commands_run(page: str, workspace: Path) -> None:
         if command[:2] == ["data", "pack"] and (workspace / command[command.index("--out") + 1]).exists():
             continue  # an earlier line of the page has packed it
         assert main(small(command, workspace, page)) == 0, command
+    names: dict[str, object] = {}
+    for body in blocks(page, "python") if page in SNIPPETS else ():
+        if not FILE.match(body):
+            exec(compile(body, page, "exec"), names)

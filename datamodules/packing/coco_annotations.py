@@ -16,9 +16,9 @@ import numpy as np
 
 from ldis_lightning.datamodules.packing.convert import FORMATS, JPEG
 from ldis_lightning.datamodules.packing.trees import number_classes
-from ldis_lightning.datamodules.pictures import MAX_CLASS_ID, MAX_PIXELS
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import MAX_CLASS_ID, MAX_PIXELS
 
 _KEYS = ("id", "image_id", "category_id", "iscrowd", "segmentation")  # of an annotation; areas, boxes, ... are dropped
 

@@ -9,7 +9,7 @@ from ldis_lightning.datamodules.packing.coco_annotations import Annotated, Insta
 from ldis_lightning.datamodules.packing.convert import CONVERTED, JPEG, read_jpeg
 from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey, sample_key
 from ldis_lightning.datamodules.packing.trees import check_present
-from ldis_lightning.datamodules.pictures import write_label_map
+from ldis_lightning.imaging.pictures import write_label_map
 
 
 class Part(NamedTuple):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldis_lightning.datamodules.pictures import UNREADABLE, open_picture, write_label_map
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import UNREADABLE, open_picture, write_label_map
 
 JPEG = (".jpg", ".jpeg")
 """Endings of pictures that are stored byte for byte."""

@@ -13,9 +13,9 @@ from ldis_lightning import __version__
 from ldis_lightning.datamodules import index
 from ldis_lightning.datamodules.index import Shard
 from ldis_lightning.datamodules.packing.packer import Item, LeaveOut, Packer
-from ldis_lightning.datamodules.pictures import UNREADABLE, inspect_files, shrink_pair
 from ldis_lightning.datamodules.shards import ShardFile, shard_name
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import UNREADABLE, inspect_files, shrink_pair
 
 MOST_PROBLEMS = 5  # as many are listed in one message, and then packing stops
 DAMAGED = "samples that are damaged or do not fit"

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ldis_lightning.datamodules.pictures import MAX_CLASS_ID
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import MAX_CLASS_ID
 
 MOST_LISTED = 5  # so many missing files are named
 

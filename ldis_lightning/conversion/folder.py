@@ -22,7 +22,8 @@ from ldis_lightning.latent import Autoencoder
 from ldis_lightning.meta_architectures.base import InContextSegmenter
 
 CONFIG, UNET, VAE, PROMPT_ENCODER, SCHEDULER = "config.yaml", "unet", "vae", "prompt_encoder", "scheduler"
-CONTENT = {CONFIG, UNET, VAE, PROMPT_ENCODER, SCHEDULER}
+CARD = "README.md"
+CONTENT = {CONFIG, UNET, VAE, PROMPT_ENCODER, SCHEDULER, CARD}
 PLAIN_OPTIMIZER = "torch.optim."
 """Optimizers that are there wherever the folder goes."""
 HEADER = """# Written by `ldis convert`. ${here} is this file's folder, which can be moved as a whole.
@@ -62,7 +63,9 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists: add --overwrite to replace it, or choose another --out.")
 
 
-def write_folder(model: InContextSegmenter, spec: Spec, image_size: int, out: Path, overwrite: bool = False) -> None:
+def write_folder(
+    model: InContextSegmenter, spec: Spec, image_size: int, out: Path, overwrite: bool = False, card: str | None = None
+) -> None:
     """Write a model whose adapters are merged, all files or none: they are prepared beside `out` and take its name at
     the end.
 
@@ -72,6 +75,7 @@ def write_folder(model: InContextSegmenter, spec: Spec, image_size: int, out: Pa
         image_size: side of the squares that it was trained on, in pixels.
         out: the folder.
         overwrite: replace a folder of ours.
+        card: text of its README.md; None for no such file.
 
     Raises:
         UserError: `out` may not be written, or a part has no format to be written in.
@@ -86,6 +90,8 @@ def write_folder(model: InContextSegmenter, spec: Spec, image_size: int, out: Pa
             config = {"model": _write_parts(model, spec, files), "data": {"image_size": image_size}}
             text = yaml.safe_dump(config, sort_keys=False, width=120, allow_unicode=True)
             (files / CONFIG).write_text(HEADER + text, encoding="utf-8")
+            if card is not None:
+                (files / CARD).write_text(card, encoding="utf-8")
             for file in files.rglob("*.safetensors"):  # safetensors leaves its files to their owner alone
                 shutil.copymode(files / CONFIG, file)
             check_out(out, overwrite)

@@ -62,4 +62,4 @@ def foreground_tokens(mask: Tensor, token_count: int) -> Tensor:
     nearest = F.interpolate(mask[:, None], (grid, grid), mode="nearest").flatten(1) > 0.5  # (N, g*g)
     coverage = F.adaptive_avg_pool2d(mask[:, None], grid).flatten(1)
     best = F.one_hot(coverage.argmax(1), token_count).bool()
-    return torch.where(nearest.any(1, keepdim=True), nearest, best)
+    return nearest | (best & ~nearest.any(1, keepdim=True))  # in operations that ONNX has for bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -94,6 +95,10 @@ class LDISn(InContextSegmenter):
         instruction, pseudo_mask, autoencoder, denoiser, optimizer, schedule, reference_fusion, fine_tuning, execution:
             see `InContextSegmenter`.
 
+    Attributes:
+        on_step: told after every sampling step its number, from 1 on, and the latent (B, C, h, w) that the sampler
+            expects by then; None for nobody.
+
     Raises:
         UserError: the scheduler has no `alphas_cumprod` or predicts something else than epsilon, v or the sample.
     """
@@ -138,6 +143,7 @@ class LDISn(InContextSegmenter):
         self.steps = steps
         self.scale_query = scale_query
         self.null_keeps_mask = null_keeps_mask
+        self.on_step: Callable[[int, Tensor], object] | None = None
 
     def condition_on(self, latent: Tensor) -> Tensor:
         """What the U-Net sees of a query beside the noisy latent: its latent (B, C, h, w), scaled or as it was."""
@@ -193,13 +199,17 @@ class LDISn(InContextSegmenter):
         extra = self._step_arguments(seed)
         copies = len(condition) // len(latent)
         with nullcontext() if self.execution.compile else constant_tokens(self.unet):
-            for timestep in self.scheduler.timesteps:  # pyright: ignore[reportAttributeAccessIssue]
+            for number, timestep in enumerate(self.scheduler.timesteps, start=1):  # pyright: ignore
                 scaled = self.scheduler.scale_model_input(latent, timestep)  # pyright: ignore
                 noisy = torch.cat([scaled.repeat(copies, 1, 1, 1), condition], 1)
                 prediction = self.denoise(noisy, timestep, instruction)
                 if self.guidance.needed:
                     prediction = self.guidance(*prediction.chunk(3))
-                latent = self.scheduler.step(prediction, timestep, latent, **extra).prev_sample  # pyright: ignore
+                done = self.scheduler.step(prediction, timestep, latent, **extra)  # pyright: ignore
+                latent = done.prev_sample
+                if self.on_step is not None:
+                    expected = getattr(done, "pred_original_sample", None)
+                    self.on_step(number, latent if expected is None else expected)
         return latent
 
     def predict_logits(

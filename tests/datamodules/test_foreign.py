@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from shard_samples import jpg, png, tar
 
-from ldis_lightning.datamodules import foreign, pictures
+from ldis_lightning.datamodules import foreign
 from ldis_lightning.datamodules.foreign import index_folder
 from ldis_lightning.datamodules.index import ShardIndex
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging import pictures
 
 WHOLE = {"a.jpg": jpg(seed=1), "a.png": png((0, 3)), "b.jpg": jpg(seed=2), "b.png": png((0, 4))}
 

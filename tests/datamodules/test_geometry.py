@@ -9,18 +9,15 @@ from PIL import Image
 
 from ldis_lightning.datamodules import photo_like
 from ldis_lightning.datamodules.geometry import (
-    ENLARGE,
-    Crop,
     Picture,
     RandomCrop,
     TrainingGeometry,
     WholePicture,
-    fit_square,
-    keep_concept,
     largest_cover,
 )
-from ldis_lightning.datamodules.jpeg import Jpeg
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.jpeg import Jpeg
+from ldis_lightning.imaging.squares import ENLARGE, Crop, fit_square, keep_concept
 
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 

@@ -19,11 +19,11 @@ from ldis_lightning.datamodules.evaluation_set import EvaluationSource
 from ldis_lightning.datamodules.foreign import index_folder
 from ldis_lightning.datamodules.index import Row, Shard, ShardIndex
 from ldis_lightning.datamodules.index_builder import IndexBuilder
-from ldis_lightning.datamodules.pictures import write_label_map
 from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.datamodules.source import TrainingSource
 from ldis_lightning.datamodules.synthetic import SyntheticWorld
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import write_label_map
 
 
 @pytest.fixture

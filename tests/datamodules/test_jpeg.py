@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_samples import png
 
-from ldis_lightning.datamodules import photo_like, pictures
-from ldis_lightning.datamodules.jpeg import DIVISORS, MAX_SCANS, Jpeg
+from ldis_lightning.datamodules import photo_like
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging import pictures
+from ldis_lightning.imaging.jpeg import DIVISORS, MAX_SCANS, Jpeg
 
 SIZE = (90, 130)
 PIXELS, _ = photo_like.draw(np.random.default_rng(0), *SIZE)

@@ -8,8 +8,8 @@ from shard_samples import jpg, labels, png, png_of, tree
 
 from ldis_lightning.datamodules.packing.datasets.clips import Clips
 from ldis_lightning.datamodules.packing.engine import Packed, pack
-from ldis_lightning.datamodules.pictures import read_label_map
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import read_label_map
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from shard_samples import jpg, labels, png, png_of
 
-from ldis_lightning.datamodules import pictures
-from ldis_lightning.datamodules.pictures import (
+from ldis_lightning.errors import UserError
+from ldis_lightning.imaging import pictures
+from ldis_lightning.imaging.pictures import (
     check_whole,
     class_pixels,
     inspect_pair,
@@ -22,7 +23,6 @@ from ldis_lightning.datamodules.pictures import (
     shrink_pair,
     write_label_map,
 )
-from ldis_lightning.errors import UserError
 
 
 def test_pixels_are_counted_without_none_and_ignore():

@@ -16,7 +16,6 @@ import numpy as np
 from mutations import join, packed, segments_of, split, unpacked
 from PIL import Image
 
-from ldis_lightning.datamodules import pictures
 from ldis_lightning.datamodules.damage import DamagedSample
 from ldis_lightning.datamodules.decode import FrameReader
 from ldis_lightning.datamodules.foreign import index_folder
@@ -26,6 +25,7 @@ from ldis_lightning.datamodules.shards import ShardWriter
 from ldis_lightning.datamodules.source import EpisodeSource
 from ldis_lightning.datamodules.stats import as_text, stats_of
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging import pictures
 
 MAX_PIXELS = 2**20
 """The bound on a picture while fuzzing: lower than the usual one, so that one input takes no seconds."""

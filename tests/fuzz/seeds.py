@@ -11,7 +11,7 @@ from oracles import IMAGE_CRC_FITS, MASK_CRC_FITS, SIZE_FITS, encoded
 from PIL import Image
 
 from ldis_lightning.datamodules.index import COLUMNS
-from ldis_lightning.datamodules.pictures import write_label_map
+from ldis_lightning.imaging.pictures import write_label_map
 
 SIZE = (12, 16)
 ALL_FITS = IMAGE_CRC_FITS | MASK_CRC_FITS | SIZE_FITS

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldis_lightning.datamodules.index import Row, Shard
 from ldis_lightning.datamodules.index_builder import IndexBuilder
-from ldis_lightning.datamodules.pictures import write_label_map
+from ldis_lightning.imaging.pictures import write_label_map
 
 SIZE = (16, 16)
 

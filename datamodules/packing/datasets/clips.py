@@ -15,8 +15,8 @@ import numpy as np
 
 from ldis_lightning.datamodules.packing.engine import Item, Packer, Survey, refuse
 from ldis_lightning.datamodules.packing.packer import sample_key
-from ldis_lightning.datamodules.pictures import read_label_map, write_label_map
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import read_label_map, write_label_map
 from ldis_lightning.suggestions import did_you_mean
 
 SUMMARY = "a tree JPEGImages/<clip>/<frame>.jpg and Annotations/<clip>/<frame>.png, as DAVIS has it"

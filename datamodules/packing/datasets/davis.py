@@ -14,9 +14,9 @@ import numpy as np
 from ldis_lightning.datamodules.packing.datasets.clips import binary_map, natural
 from ldis_lightning.datamodules.packing.engine import Item, Packer, Survey
 from ldis_lightning.datamodules.packing.trees import check_present, find_root, read_lines, read_list
-from ldis_lightning.datamodules.pictures import jpeg_size, read_label_map, write_label_map
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import jpeg_size, read_label_map, write_label_map
 
 SUMMARY = "DAVIS 2016 or 2017, sequences as clips"
 TREES = {

@@ -18,7 +18,7 @@ import numpy as np
 from ldis_lightning.datamodules.packing.convert import decode, one_class
 from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
 from ldis_lightning.datamodules.packing.trees import check_present, find_root, number_classes, read_list
-from ldis_lightning.datamodules.pictures import jpeg_size, nearest
+from ldis_lightning.imaging.pictures import jpeg_size, nearest
 
 SUMMARY = "FSS-1000: 520, 240 and 240 classes of ten pictures each"
 TREE = """\

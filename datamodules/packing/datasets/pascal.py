@@ -15,9 +15,9 @@ import numpy as np
 from ldis_lightning.datamodules.packing.mat_file import as_bytes, field_of_struct
 from ldis_lightning.datamodules.packing.packer import Item, Packer, Survey
 from ldis_lightning.datamodules.packing.trees import check_present, find_root, read_list
-from ldis_lightning.datamodules.pictures import write_label_map
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import write_label_map
 
 SUMMARY = "PASCAL VOC 2012, for training with the annotations of SBD (10,582 / 1,449 pictures)"
 TREE = """\

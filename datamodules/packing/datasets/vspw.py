@@ -16,9 +16,9 @@ from ldis_lightning.datamodules.packing.datasets.clips import Frame, pair_frames
 from ldis_lightning.datamodules.packing.engine import Item, Packer, Survey
 from ldis_lightning.datamodules.packing.packer import sample_key
 from ldis_lightning.datamodules.packing.trees import check_present, find_root, read_list
-from ldis_lightning.datamodules.pictures import read_label_map, write_label_map
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging.pictures import read_label_map, write_label_map
 
 SUMMARY = "VSPW, 124 classes, videos as clips"
 TREE = """\

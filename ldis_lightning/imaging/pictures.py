@@ -19,6 +19,9 @@ from ldis_lightning.errors import UserError
 MAX_PIXELS = 2**26
 """Larger pictures (8192 x 8192) are refused, because a few bytes of PNG can unpack into gigabytes."""
 
+MID_GREY = 128
+"""The uint8 value nearest to 0 in [-1, 1]: what pictures are padded with."""
+
 MAX_CLASS_ID = 2**16 - 2
 """Class ids are 1 to this, without 255: ids above 254 need 16-bit label maps."""
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import simplejpeg
 
-from ldis_lightning.datamodules import pictures
-from ldis_lightning.datamodules.pictures import MAX_SCANS, frame_of, too_many_scans
 from ldis_lightning.errors import UserError
+from ldis_lightning.imaging import pictures
+from ldis_lightning.imaging.pictures import MAX_SCANS, frame_of, too_many_scans
 
 DIVISORS = (1, 2, 4, 8)
 """A JPEG can be decoded at 1/d of its size. Libraries can do it at more sizes, of which only these are fast."""

@@ -1,0 +1,1 @@
+"""Pictures and label maps from anywhere: bounded reading, and squares cut out of them."""
