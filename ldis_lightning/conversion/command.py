@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     if not source.whole:  # a complete U-Net: there are no adapters
         settle(spec, "fine_tuning")
     model = restore(source, spec)
-    write_folder(model, spec, image_size, out, options.overwrite)
+    write_folder(model, spec, image_size, out, options.overwrite, half=options.half)
     _report(source, model, out)
     return 0
 
@@ -124,5 +124,6 @@ def _parser() -> Parser:
         choices=("averaged", "raw"),
         help="of a run that averaged its weights (EMA): which ones (default: averaged where there are any)",
     )
+    parser.add_argument("--half", action="store_true", help="store float16, half the size; it is read back as float32")
     parser.add_argument("--overwrite", action="store_true", help="replace FOLDER if it is a converted model")
     return parser
