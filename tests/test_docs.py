@@ -55,8 +55,8 @@ def write_photos(folder: Path) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the synthetic world, clips A to E in `SRC`, pictures with masks in `photos` and `farm`, and a WebDataset
-    without our index in `DIR`."""
+    """A folder with the synthetic world, clips A to E in `SRC`, pictures with masks in `photos` and `farm`, and a
+    WebDataset without our index in `DIR`."""
     shutil.copytree(miniature_world / "data", tmp_path / "data")
     for number, clip in enumerate("ABCDE"):
         for kind in ("JPEGImages", "Annotations"):
