@@ -13,8 +13,8 @@ from PIL import Image
 from ldis_lightning.callbacks.movies import Movie
 from ldis_lightning.callbacks.overlay import Overlay
 from ldis_lightning.callbacks.pixels import Pixels
-from ldis_lightning.callbacks.runs import write_atomically
 from ldis_lightning.episode import IGNORE_INDEX
+from ldis_lightning.files import write_atomically
 
 MAX_NAME = 120
 """Bytes of a clip's file name; file systems allow 255 with what is put around it."""

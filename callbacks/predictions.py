@@ -14,11 +14,12 @@ from torch import Tensor
 from ldis_lightning.callbacks.clips import ClipFiles, named_apart, safe_name
 from ldis_lightning.callbacks.movies import Gif, Movie, Mp4
 from ldis_lightning.callbacks.pixels import Pixels, image_pixels
-from ldis_lightning.callbacks.runs import run_folder, set_name, write_atomically
+from ldis_lightning.callbacks.runs import run_folder, set_name
 from ldis_lightning.episode import ClipBatch, EpisodeBatch, is_clip_batch
 from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.fusion import fuse_concepts
 from ldis_lightning.evaluation.scoring import restore_logits
+from ldis_lightning.files import write_atomically
 
 MOVIES: dict[str, type[Movie] | None] = {"mp4": Mp4, "gif": Gif, "none": None}
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from ldis_lightning.callbacks.clip_drawing import ClipPicture, draw_clips
 from ldis_lightning.callbacks.drawing import MAX_REFERENCES, EpisodePicture, draw_episodes
 from ldis_lightning.callbacks.pixels import Pixels, image_pixels
-from ldis_lightning.callbacks.runs import run_folder, set_name, write_atomically
+from ldis_lightning.callbacks.runs import run_folder, set_name
 from ldis_lightning.callbacks.tiles import write_tiles
 from ldis_lightning.episode import ClipBatch, EpisodeBatch, is_clip_batch
 from ldis_lightning.errors import UserError
 from ldis_lightning.evaluation.fusion import fuse_concepts
+from ldis_lightning.files import write_atomically
 
 
 class Previews(Callback):

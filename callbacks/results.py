@@ -14,9 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ldis_lightning.callbacks.previews import Previews
-from ldis_lightning.callbacks.runs import run_folder, write_atomically
+from ldis_lightning.callbacks.runs import run_folder
 from ldis_lightning.evaluation.rows import SCORE_NAMES
 from ldis_lightning.evaluation.scores import SetResult
+from ldis_lightning.files import write_atomically, write_text_atomically
 
 
 class ResultTable(Callback):
@@ -96,7 +97,7 @@ def write_results(
         "manifests": dict(manifests),
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, text)
 
 
 def write_per_class(path: Path, results: Mapping[str, SetResult], names: Mapping[str, Mapping[int, str]]) -> None:

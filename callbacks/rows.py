@@ -11,11 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from ldis_lightning.callbacks.results import short
-from ldis_lightning.callbacks.runs import run_folder, write_atomically
+from ldis_lightning.callbacks.runs import run_folder
 from ldis_lightning.evaluation.domains import domain
 from ldis_lightning.evaluation.provenance import checkpoint_sha256, code_version
 from ldis_lightning.evaluation.rows import FILE_NAME, ResultRow, describe
 from ldis_lightning.evaluation.scores import SetResult
+from ldis_lightning.files import write_atomically
 
 
 class ResultRows(Callback):

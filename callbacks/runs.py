@@ -1,7 +1,5 @@
-"""What both callbacks ask of a trainer, and how they write files."""
+"""What callbacks ask of a trainer."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -19,17 +17,3 @@ def set_name(trainer: Trainer, dataloader_idx: int) -> str:
     """Name of the evaluation set behind a val or test dataloader, e.g. `"novel"`; `"0"` where it has no name."""
     names = getattr(getattr(trainer, "datamodule", None), "evaluation_names", [])
     return names[dataloader_idx] if dataloader_idx < len(names) else str(dataloader_idx)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` a temporary file beside `path`, then rename it: a reader sees the old file or the whole new one.
-
-    The temporary file ends like `path`, since image writers go by the ending. Missing folders are made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

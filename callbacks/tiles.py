@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ldis_lightning.callbacks.clip_drawing import TILE, ClipPicture, clip_tiles
 from ldis_lightning.callbacks.drawing import EpisodePicture, episode_tiles, tile_side
-from ldis_lightning.callbacks.runs import write_atomically
+from ldis_lightning.files import write_atomically, write_text_atomically
 
 
 def write_tiles(folder: Path, rows: Sequence[EpisodePicture | ClipPicture]) -> None:
@@ -32,4 +32,4 @@ def write_tiles(folder: Path, rows: Sequence[EpisodePicture | ClipPicture]) -> N
             write_atomically(folder / files[caption], partial(tile.save, quality=90))
         listed.append({"name": name, "iou": None if math.isnan(iou) else iou, "files": files})
     text = json.dumps(listed, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / "tiles.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_atomically(folder / "tiles.json", text)

@@ -5,14 +5,13 @@
 
 import inspect
 import re
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from ldis_lightning.command_line import Parser, at_least, dispatch
 from ldis_lightning.errors import UserError
-from ldis_lightning.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from ldis_lightning.datamodules.index import ShardIndex
@@ -27,46 +26,11 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UserError: a mistake in the arguments or in the data they name.
     """
-    return _dispatch("ldis data", list(args), {name: summary for name, (summary, _) in COMMANDS.items()}, _run)
+    return dispatch("ldis data", list(args), {name: summary for name, (summary, _) in COMMANDS.items()}, _run)
 
 
 def _run(name: str, args: list[str]) -> int:
     return COMMANDS[name][1](args)
-
-
-def _dispatch(program: str, args: list[str], summaries: Mapping[str, str], run: Callable[[str, list[str]], int]) -> int:
-    """Run the command that the first argument names, or list the commands."""
-    if not args or args[0] in HELP:
-        width = max(map(len, summaries))
-        listed = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
-        print(f"usage: {program} COMMAND [options]\n\ncommands:\n{listed}\n\n  {program} COMMAND --help   its options")
-        return 0 if args else 2
-    name, *rest = args
-    if name not in summaries:
-        hint = did_you_mean(name, summaries)
-        raise UserError(f"`{program}` has no command `{name}`{hint}; the commands are {', '.join(summaries)}")
-    return run(name, rest)
-
-
-class Parser(ArgumentParser):
-    """A parser whose errors are one line with the nearest valid option."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter
-        )
-
-    def parse(self, args: list[str]) -> Namespace:
-        """Parse the arguments; unknown options are reported before missing ones, of which they may be misspellings."""
-        for argument in args:
-            option = argument.partition("=")[0]
-            if re.match(r"--?[A-Za-z]", option) and option not in self._option_string_actions:
-                self.error(f"unknown option `{option}`{did_you_mean(option, self._option_string_actions)}")
-        return self.parse_args(args)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError."""
-        raise UserError(f"{message} (`{self.prog} --help` lists the options)")
 
 
 def class_names(text: str) -> dict[int, str]:
@@ -128,17 +92,6 @@ def _synth(args: list[str]) -> int:
     return 0
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an option that takes a whole number from `minimum` on."""
-
-    def number(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]+", text) or int(text) < minimum:
-            raise ArgumentTypeError(f"`{text}` is no whole number from {minimum} on")
-        return int(text)
-
-    return number
-
-
 def _add_number(parser: Parser, name: str, default: Any, description: str) -> None:
     """An option for a parameter whose default is a whole number or a tuple of them."""
     values = default if isinstance(default, tuple) else (default,)
@@ -156,7 +109,7 @@ def _pack(args: list[str]) -> int:
     asked = [name for name in sources if args and args[0] == name] or sources  # one module, or all for their summaries
     modules = {name: import_module(f"ldis_lightning.datamodules.packing.datasets.{sources[name]}") for name in asked}
     summaries = {name: module.SUMMARY for name, module in modules.items()}
-    return _dispatch("ldis data pack", args, summaries, lambda name, rest: _pack_source(name, modules[name], rest))
+    return dispatch("ldis data pack", args, summaries, lambda name, rest: _pack_source(name, modules[name], rest))
 
 
 def _own_packer(name: str) -> Any:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ldis_lightning.datamodules.commands import Parser, at_least
+from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.datamodules.index import Shard, ShardIndex
 from ldis_lightning.datamodules.index_builder import IndexBuilder
 from ldis_lightning.datamodules.shards import ShardFile, shard_name

@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg
 import torch
 
+from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.datamodules import photo_like, stream_baselines
-from ldis_lightning.datamodules.commands import Parser, at_least
 from ldis_lightning.datamodules.decode import FrameReader
 from ldis_lightning.datamodules.fetch import Collate, Fetch
 from ldis_lightning.datamodules.geometry import RandomCrop

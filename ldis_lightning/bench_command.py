@@ -3,8 +3,7 @@
 import importlib
 from collections.abc import Sequence
 
-from ldis_lightning.errors import UserError
-from ldis_lightning.suggestions import did_you_mean
+from ldis_lightning.command_line import dispatch
 
 BENCHMARKS = {
     "step": ("ldis_lightning.benchmarks.step", "a training step, against the released script's way"),
@@ -23,12 +22,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UserError: there is no such benchmark, or it does not take the arguments.
     """
-    if not args or args[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<6} {summary}" for name, (_, summary) in BENCHMARKS.items())
-        print(f"usage: ldis bench NAME [options]\n\nbenchmarks:\n{listed}\n\n  ldis bench NAME --help   its options")
-        return 0 if args else 2
-    name, *rest = args
-    if name not in BENCHMARKS:
-        hint = did_you_mean(name, BENCHMARKS)
-        raise UserError(f"there is no benchmark `{name}`{hint}; there are {', '.join(BENCHMARKS)}")
-    return importlib.import_module(BENCHMARKS[name][0]).main(rest)
+    summaries = {name: summary for name, (_, summary) in BENCHMARKS.items()}
+    return dispatch(
+        "ldis bench", args, summaries, lambda name, rest: importlib.import_module(BENCHMARKS[name][0]).main(rest)
+    )

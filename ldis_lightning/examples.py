@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldis_lightning.datamodules.commands import Parser, at_least
+from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.errors import UserError
 
 if TYPE_CHECKING:

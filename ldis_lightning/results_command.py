@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from ldis_lightning.command_line import Parser
 from ldis_lightning.errors import UserError
 
 DESCRIPTION = """Print the rows that `ldis test` wrote, grouped by benchmark (data set, protocol, number of references),
@@ -26,7 +26,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UserError: the command line is wrong, a path does not exist or holds no rows, or a row is damaged.
     """
-    options = _parser().parse_args(args)
+    options = _parser().parse(args)
     from ldis_lightning.evaluation import comparison, tables
     from ldis_lightning.evaluation.rows import read_rows
 
@@ -56,13 +56,8 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ldis results", description=DESCRIPTION, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("ldis results", DESCRIPTION)
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", help="results.jsonl, or a folder to search for them (runs)"
     )

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldis_lightning.datamodules.commands import Parser, at_least, class_names
+from ldis_lightning.command_line import Parser, at_least
+from ldis_lightning.datamodules.commands import class_names
 from ldis_lightning.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from PIL import Image
 from ldis_lightning.callbacks.clips import label_image, named_apart, safe_name
 from ldis_lightning.callbacks.movies import Mp4
 from ldis_lightning.callbacks.overlay import Overlay, tinted
-from ldis_lightning.callbacks.runs import write_atomically
 from ldis_lightning.errors import UserError
+from ldis_lightning.files import write_atomically
 from ldis_lightning.pipeline.results import Segmentation
 from ldis_lightning.pipeline.video import VIDEO_SUFFIXES, VideoFile
 from ldis_lightning.suggestions import some

@@ -158,7 +158,7 @@ def test_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_a_missing_path_a_broken_line_and_wrong_options(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "`run` does not exist" in refused(["run"], capsys)
     assert "invalid choice: 'html'" in refused(["--format", "html"], capsys)
-    assert "unrecognized arguments: --foo" in refused(["--foo"], capsys)
+    assert "unknown option `--foo`" in refused(["--foo"], capsys)
     path = Path("runs/ldis1/version_0/results.jsonl")
     path.write_text(path.read_text()[:-50])
     assert f"{path}, line 3 is no JSON" in refused([], capsys)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ldis_lightning.datamodules.commands import Parser, at_least
+from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.datamodules.packing.datasets.clips import Clips
 from ldis_lightning.datamodules.packing.engine import cores, pack
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ldis_lightning.benchmarks.report import print_rows, raced
 from ldis_lightning.benchmarks.settings import Settings, count_flops, parser, settings
 from ldis_lightning.benchmarks.turns import Work
-from ldis_lightning.datamodules.commands import at_least
+from ldis_lightning.command_line import at_least
 
 if TYPE_CHECKING:
     from torch import Tensor

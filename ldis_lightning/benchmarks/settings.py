@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ldis_lightning.datamodules.commands import Parser, at_least
+from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.errors import UserError
 
 if TYPE_CHECKING:

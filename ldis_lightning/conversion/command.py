@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from ldis_lightning.command_line import Parser
 from ldis_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UserError: the command line or a config is wrong, or the weights are missing, damaged or of another model.
     """
-    options = _parser().parse_args(args)
+    options = _parser().parse(args)
     out = Path(options.out)
     from ldis_lightning.conversion.building import read_spec, settle
     from ldis_lightning.conversion.folder import check_out, write_folder
@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     if not source.whole:  # a complete U-Net: there are no adapters
         settle(spec, "fine_tuning")
     model = restore(source, spec)
-    write_folder(model, spec, image_size, out, options.overwrite)
+    write_folder(model, spec, image_size, out, options.overwrite, half=options.half)
     _report(source, model, out)
     return 0
 
@@ -102,13 +102,8 @@ def _report(source: Source, model: InContextSegmenter, out: Path) -> None:
     print(f"{out}: {size / 1e6:,.1f} MB")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ldis convert", description=DESCRIPTION, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("ldis convert", DESCRIPTION)
     parser.add_argument(
         "src",
         type=Path,
@@ -129,5 +124,6 @@ def _parser() -> argparse.ArgumentParser:
         choices=("averaged", "raw"),
         help="of a run that averaged its weights (EMA): which ones (default: averaged where there are any)",
     )
+    parser.add_argument("--half", action="store_true", help="store float16, half the size; it is read back as float32")
     parser.add_argument("--overwrite", action="store_true", help="replace FOLDER if it is a converted model")
     return parser

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldis_lightning.config_files import HERE, read_mapping
@@ -64,7 +64,13 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def write_folder(
-    model: InContextSegmenter, spec: Spec, image_size: int, out: Path, overwrite: bool = False, card: str | None = None
+    model: InContextSegmenter,
+    spec: Spec,
+    image_size: int,
+    out: Path,
+    overwrite: bool = False,
+    card: str | None = None,
+    half: bool = False,
 ) -> None:
     """Write a model whose adapters are merged, all files or none: they are prepared beside `out` and take its name at
     the end.
@@ -76,6 +82,7 @@ def write_folder(
         out: the folder.
         overwrite: replace a folder of ours.
         card: text of its README.md; None for no such file.
+        half: store float16, half the size. It is read back as float32.
 
     Raises:
         UserError: `out` may not be written, or a part has no format to be written in.
@@ -92,8 +99,10 @@ def write_folder(
             (files / CONFIG).write_text(HEADER + text, encoding="utf-8")
             if card is not None:
                 (files / CARD).write_text(card, encoding="utf-8")
-            for file in files.rglob("*.safetensors"):  # safetensors leaves its files to their owner alone
-                shutil.copymode(files / CONFIG, file)
+            for file in files.rglob("*.safetensors"):
+                if half:
+                    _halve(file)
+                shutil.copymode(files / CONFIG, file)  # safetensors leaves its files to their owner alone
             check_out(out, overwrite)
             if out.exists():
                 out.rename(Path(hidden, "replaced"))
@@ -182,6 +191,15 @@ def _save(module: Any, folder: Path) -> None:
     module.register_to_config(_name_or_path="")
     module.to(memory_format=torch.contiguous_format)  # safetensors takes no other
     module.save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+
+
+def _halve(file: Path) -> None:
+    tensors = load_file(file)
+    large = next((name for name, one in tensors.items() if one.is_floating_point() and one.abs().max() > 65504), None)
+    if large:
+        raise UserError(f"{large} has values that float16 cannot hold: convert without --half.")
+    halved = {name: one.half() if one.is_floating_point() else one for name, one in tensors.items()}
+    save_file(halved, file, {"format": "pt"})
 
 
 def _save_tensors(module: nn.Module, path: Path) -> None:

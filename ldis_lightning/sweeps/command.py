@@ -1,12 +1,11 @@
 """`ldis sweep`: run every point of a config's grid at every seed and print the table."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.config_files import resolve_configs
 from ldis_lightning.errors import UserError
 from ldis_lightning.lightning_cli import parse_fit, quieten
@@ -73,41 +72,20 @@ def _plan(fit_options: Sequence[str], out: Path | None) -> Plan:
     return plan_sweep(parser, base, sweep, out or Path("runs/sweeps") / configs[0].stem)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="ldis sweep",
-        description=DESCRIPTION,
-        epilog=LAUNCHERS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("ldis sweep", DESCRIPTION, LAUNCHERS)
     parser.add_argument("--out", type=Path, help="folder for all runs and the table (default: runs/sweeps/CONFIG)")
     parser.add_argument("--dry_run", action="store_true", help="check every point, say what it will cost, run nothing")
     parser.add_argument("--retry", action="store_true", help="run those again that have failed")
     parser.add_argument("--launcher", default="local", help="local, slurm, or a class path (default: local)")
-    parser.add_argument("--jobs", type=_positive, help="local: runs at a time (default: 1)")
-    parser.add_argument("--threads_per_job", type=_positive, help="local: threads of each (default: the cores shared)")
-    parser.add_argument("--gpus_per_job", type=_count, help="local: GPUs of each (default: all, shared out; 0: none)")
+    parser.add_argument("--jobs", type=at_least(1), help="local: runs at a time (default: 1)")
+    parser.add_argument(
+        "--threads_per_job", type=at_least(1), help="local: threads of each (default: the cores shared)"
+    )
+    parser.add_argument(
+        "--gpus_per_job", type=at_least(0), help="local: GPUs of each (default: all, shared out; 0: none)"
+    )
     return parser
-
-
-def _positive(text: str) -> int:
-    return _at_least(int(text), 1)
-
-
-def _count(text: str) -> int:
-    return _at_least(int(text), 0)
-
-
-def _at_least(number: int, least: int) -> int:
-    if number < least:
-        raise argparse.ArgumentTypeError(f"expected at least {least}, got {number}")
-    return number
 
 
 def _report(console: Console, plan: Plan) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldis_lightning.sweeps.events import small_events
 from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep
 
 MOST_STEPS = 200
@@ -59,12 +60,10 @@ def read_curves(paths: Sequence[Path]) -> RunCurves:
 
 def _read_file(path: Path) -> tuple[dict[str, dict[int, float]], float, str]:
     """Scalars by tag and step, seconds from the first to the last event, and why some are missing."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
     scalars: dict[str, dict[int, float]] = {}
     begin = end = math.nan
     try:
-        for event in LegacyEventFileLoader(str(path)).Load():  # stops without a word at an event cut short
+        for event in small_events(path):
             begin, end = (event.wall_time if math.isnan(begin) else begin), event.wall_time
             for value in event.summary.value:
                 if value.WhichOneof("value") == "simple_value":

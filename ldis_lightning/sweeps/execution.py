@@ -16,9 +16,10 @@ from typing import Any, Self
 import yaml
 from rich.console import Console
 
-from ldis_lightning.callbacks.runs import write_atomically
 from ldis_lightning.cli import PREEMPTED_STATUS, Stopped
 from ldis_lightning.errors import UserError
+from ldis_lightning.files import write_text_atomically
+from ldis_lightning.sweeps.finished import PLAN
 from ldis_lightning.sweeps.launchers import Job, Launcher, Outcome
 from ldis_lightning.sweeps.launchers.local import LOCK
 from ldis_lightning.sweeps.locks import Lock, holder, take
@@ -109,7 +110,7 @@ class Execution:
         """
         self._wait_for_orphans()
         text = yaml.dump(self.plan.summary(), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
-        write_atomically(self.plan.out / "sweep.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(self.plan.out / PLAN, text)
         if self.plan.trainings:
             self._run_all(self.plan.trainings)
             trained = {run.seed for run in self.plan.trainings if run.is_done()}

@@ -16,6 +16,7 @@ import yaml
 from ldis_lightning.errors import UserError, first_line
 from ldis_lightning.evaluation.rows import FILE_NAME, ResultRow
 from ldis_lightning.suggestions import did_you_mean, some
+from ldis_lightning.sweeps.logs import log_end
 
 PLAN = "sweep.yaml"
 Mode = Literal["max", "min"]
@@ -84,12 +85,7 @@ class FinishedRun:
 
     def log_end(self, lines: int = 12) -> str:
         """The end of its output, or ""."""
-        try:
-            with (self.folder / "log.txt").open("rb") as file:
-                file.seek(max(0, file.seek(0, 2) - 4000))
-                return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
-        except OSError:
-            return ""
+        return "\n".join(log_end(self.folder / "log.txt", lines))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ point are one group of sessions, of which the view shows the mean.
 import importlib
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ldis_lightning.files import write_atomically
 from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, Point
 
 FILE = "events.out.tfevents.0000000000.hparams"
@@ -39,7 +40,7 @@ def write_hparams(sweep: FinishedSweep, logged: Mapping[tuple[str, int], Sequenc
         content = _content(run, experiment, values[run.point.slug], missing)
         path = run.folder / FILE
         if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, content)
+            write_atomically(path, partial(Path.write_bytes, data=content))
             written.append(path)
     return written
 
@@ -52,17 +53,6 @@ def hparams_of(points: Sequence[Point], point: Point) -> dict[str, Value]:
         number = _number(label)
         own[heading] = label if number is None or None in column else number
     return own
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the whole new one. Missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _number(label: str) -> float | None:

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ldis_lightning.sweeps.launchers import Job, Outcome, log_end
+from ldis_lightning.sweeps.launchers import Job, Outcome
+from ldis_lightning.sweeps.logs import log_end
 
 BAR = re.compile(r"^(?P<what>[^:|]+?)\s*:\s*\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<of>\d+)\s*\[(?P<rest>.*)")
 """A line of Lightning's progress bar: `Epoch 0:  45%|####   | 180/400 [00:33<00:40, 5.4it/s, train/loss=0.123]`."""

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ldis_lightning.callbacks.runs import write_atomically
+from ldis_lightning.files import write_text_atomically
 
 FILE_NAME = "status.json"
 
@@ -56,4 +56,4 @@ class Record:
     def write(self, folder: Path) -> None:
         """Write it, atomically."""
         text = json.dumps(asdict(self)) + "\n"
-        write_atomically(folder / FILE_NAME, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text_atomically(folder / FILE_NAME, text)

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from ldis_lightning import __version__
 from ldis_lightning.errors import UserError
+from ldis_lightning.files import write_text_atomically
 from ldis_lightning.suggestions import some
 from ldis_lightning.sweeps import plots, table
 from ldis_lightning.sweeps.curves import Curve, RunCurves, curve_tags, over_seeds, read_curves
 from ldis_lightning.sweeps.differences import differences
 from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, Mode, read_sweep
-from ldis_lightning.sweeps.hparams import write_atomically, write_hparams
+from ldis_lightning.sweeps.hparams import write_hparams
 from ldis_lightning.sweeps.pictures import query_grid
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -79,7 +80,7 @@ def write(out: Path, metric: str | None = None, mode: Mode | None = None, baseli
     texts = [table.csv_text(sweep), table.markdown(sweep, rows, notes), page(report, curves)]
     try:
         for path, text in zip(report.paths, texts, strict=True):
-            write_atomically(path, text.encode("utf-8", "replace"))
+            write_text_atomically(path, text)
         write_hparams(sweep, {key: list(own.scalars) for key, own in curves.items()})
     except PermissionError as error:
         raise UserError(f"cannot write `{error.filename}`: copy the folder to where you may write") from error

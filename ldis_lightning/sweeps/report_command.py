@@ -1,12 +1,10 @@
 """`ldis report`: the table, plots and pictures of a folder of finished runs."""
 
-import argparse
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from ldis_lightning.errors import UserError
+from ldis_lightning.command_line import Parser
 
 DESCRIPTION = """Write results.csv, results.md and report.html into a folder of finished runs, and print the table. The
 folder is one of `ldis sweep`, or any with runs in it that have a results.json and a config.yaml, such as `runs`: then
@@ -19,7 +17,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UserError: the command line is wrong, or there is nothing to report: see `read_sweep`.
     """
-    options = _parser().parse_args(args)
+    options = _parser().parse(args)
     from rich.console import Console
 
     from ldis_lightning.sweeps.report import write
@@ -34,13 +32,8 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ldis report", description=DESCRIPTION, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("ldis report", DESCRIPTION)
     parser.add_argument("folder", type=Path, metavar="DIR", help="of a sweep, or with finished runs in it")
     parser.add_argument("--metric", help="what to compare, e.g. test/novel/miou (default: the sweep's)")
     parser.add_argument("--mode", choices=["max", "min"], help="whether larger or smaller is better")

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from ldis_lightning.callbacks import Previews, ResultTable
 from ldis_lightning.callbacks.results import labelled, result_tables
-from ldis_lightning.callbacks.runs import write_atomically
 from ldis_lightning.evaluation.measures import EpisodeTable, RegionIoU
 from ldis_lightning.evaluation.scores import EpisodeScores, SetResult
+from ldis_lightning.files import write_atomically
 
 
 def episode_table(class_ids: list[int]) -> EpisodeTable:

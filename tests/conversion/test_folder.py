@@ -57,6 +57,31 @@ def test_a_failure_leaves_what_was_there(
     assert torch.equal(load_folder(tmp_path / "out").unet.conv_in.weight, model[0].unet.conv_in.weight)
 
 
+def test_half_precision_is_half_the_size_and_reads_back_as_float32(
+    model: tuple[Any, dict[str, Any]], tmp_path: Path
+) -> None:
+    write_folder(*model, 32, tmp_path / "whole")
+    write_folder(*model, 32, tmp_path / "half", half=True)
+    sizes = {
+        name: sum(file.stat().st_size for file in (tmp_path / name).rglob("*.safetensors"))
+        for name in ("whole", "half")
+    }
+    assert sizes["half"] < 0.6 * sizes["whole"]
+    whole, half = (load_folder(tmp_path / name).state_dict() for name in ("whole", "half"))
+    assert whole.keys() == half.keys()
+    for name, tensor in whole.items():
+        assert half[name].dtype == tensor.dtype
+        assert torch.equal(half[name], tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor), name
+
+
+def test_what_float16_cannot_hold_is_refused(model: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
+    with torch.no_grad():
+        model[0].unet.conv_in.bias[0] = 1e5
+    with pytest.raises(UserError, match=r"conv_in\.bias has values that float16 cannot hold"):
+        write_folder(*model, 32, tmp_path / "half", half=True)
+    assert not (tmp_path / "half").exists()
+
+
 def test_what_may_not_be_replaced(model: tuple[Any, dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -17,5 +17,5 @@ def test_the_benchmark_prints_a_ratio_to_its_baseline(tmp_path, capsys):
     assert re.search(r"ldis data pack +[0-9.]+ s .* [0-9.]+ of the baseline's speed", lines[-1])
     assert not list(tmp_path.glob("ldis-bench-*"))
     assert main(["bench", "pak"]) == 2
-    assert "there is no benchmark `pak`; did you mean `pack`?" in capsys.readouterr().err
+    assert "`ldis bench` has no command `pak`; did you mean `pack`?" in capsys.readouterr().err
     assert main(["bench", "--help"]) == 0 and "packing a tree" in capsys.readouterr().out

@@ -237,7 +237,9 @@ def test_bfloat16_is_near_float32() -> None:
     assert np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("make", [one_step, many_steps], ids=["LDIS-1", "LDIS-n"])
+@pytest.mark.parametrize(
+    "make", [pytest.param(one_step, id="LDIS-1"), pytest.param(many_steps, id="LDIS-n", marks=pytest.mark.slow)]
+)
 def test_a_compiled_pipeline_gives_the_same(make: Any) -> None:
     pipe = make()
     context = pipe.encode(picture(), mask())

@@ -265,7 +265,7 @@ MISTAKES = {
     "no config": (["sweep"], "needs `--config`"),
     "no grid": (["sweep", "--config", "configs/quickstart.yaml"], "nothing to sweep"),
     "no number": (["--jobs", "two"], "--jobs"),
-    "zero": (["--jobs", "0"], "expected at least 1"),
+    "zero": (["--jobs", "0"], "`0` is no whole number from 1 on"),
     "option": (["--trainer.max_step", "1"], "did you mean `--trainer.max_steps`?"),
     "own option": (["--job", "1"], "unknown option `--job`"),
     "grid key": (["--sweep.grid", "{model.latent_wait: [1]}"], "did you mean `latent_weight`?"),

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_sweep import MadeUp, write_events
+from torch.utils.tensorboard import SummaryWriter
 
 from ldis_lightning.sweeps import plots
 from ldis_lightning.sweeps.curves import MOST_STEPS, Curve, curve_tags, over_seeds, read_curves
 from ldis_lightning.sweeps.differences import Difference
+from ldis_lightning.sweeps.events import small_events
 from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, Point, read_sweep
 from ldis_lightning.sweeps.table import rows
 
@@ -31,6 +33,22 @@ def test_a_file_cut_short_gives_what_it_has(tmp_path: Path) -> None:
     write_events(path, {"loss": {step: 1.0 for step in range(20)}})
     path.write_bytes(path.read_bytes()[:-10])
     assert 0 < len(read_curves([path]).scalars["loss"]) < 20
+
+
+def test_pictures_are_skipped_and_a_wrong_byte_is_found(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    writer.add_scalar("loss", 0.5, 1, new_style=False)
+    writer.add_image("noise", np.random.default_rng(0).integers(0, 256, (3, 99, 99), np.uint8), 1)
+    writer.add_scalar("loss", 0.25, 2, new_style=False)
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    assert read_curves([path]).scalars == {"loss": {1: 0.5, 2: 0.25}}
+    assert sum(bool(event.summary.value) for event in small_events(path)) == 2
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # in the last value
+    path.write_bytes(content)
+    curves = read_curves([path])
+    assert curves.scalars == {"loss": {1: 0.5}} and "is damaged (DamagedEvents)" in curves.problem
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 400, bytes(range(256)) * 4])

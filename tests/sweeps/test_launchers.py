@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ldis_lightning.errors import UserError
-from ldis_lightning.sweeps.launchers import Job, Local, choice, log_end
+from ldis_lightning.sweeps.launchers import Job, Local, choice
 from ldis_lightning.sweeps.launchers.local import LOCK, gpu_sets
 from ldis_lightning.sweeps.locks import holder
+from ldis_lightning.sweeps.logs import log_end
 
 
 class Script(Job):

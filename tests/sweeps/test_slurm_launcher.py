@@ -12,9 +12,10 @@ from slurm_stand_in import Recorder, StandIn, install, launcher, leave_status, m
 
 from ldis_lightning.cli import PREEMPTED_STATUS
 from ldis_lightning.errors import UserError
-from ldis_lightning.sweeps.launchers import Job, log_end, slurm, slurm_queue, slurm_task
+from ldis_lightning.sweeps.launchers import Job, slurm, slurm_queue, slurm_task
 from ldis_lightning.sweeps.launchers.slurm import Ticket
 from ldis_lightning.sweeps.launchers.slurm_queue import Queue
+from ldis_lightning.sweeps.logs import log_end
 
 pytest.importorskip("submitit")
 

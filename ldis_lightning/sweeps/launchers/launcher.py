@@ -1,14 +1,10 @@
 """The slot for ways to start the runs of a sweep, and what it is given: jobs and someone to tell about them."""
 
-import os
-import re
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -81,26 +77,3 @@ class Launcher:
     def run(self, jobs: Sequence[Job], watcher: Watcher) -> Generator[Outcome]:
         """Run the jobs; yield the outcome of each."""
         raise NotImplementedError
-
-
-def last_line(log: Path, window: int = 4096) -> str:
-    """The last line of a log that grows, where a progress bar that redraws itself counts as lines; empty while there is
-    none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - window))
-            lines = _lines(file.read())
-    except FileNotFoundError:
-        return ""
-    return lines[-1] if lines else ""
-
-
-def log_end(log: Path, lines: int = 15) -> list[str]:
-    """The last lines of a log; none if there is no such file."""
-    return _lines(log.read_bytes())[-lines:] if log.is_file() else []
-
-
-def _lines(content: bytes) -> list[str]:
-    text = ANSI.sub("", content.decode("utf-8", errors="replace"))
-    return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldis_lightning.errors import UserError
-from ldis_lightning.sweeps.launchers.launcher import Job, Launcher, Outcome, Watcher, last_line
+from ldis_lightning.sweeps.launchers.launcher import Job, Launcher, Outcome, Watcher
 from ldis_lightning.sweeps.locks import Lock, holder, take
+from ldis_lightning.sweeps.logs import last_line
 
 LOCK = "run.lock"
 """In the folder of a run; held by its process."""

@@ -18,9 +18,10 @@ from typing import Any, Self, TypeVar
 from ldis_lightning.cli import PREEMPTED_STATUS
 from ldis_lightning.errors import UserError
 from ldis_lightning.suggestions import did_you_mean
-from ldis_lightning.sweeps.launchers.launcher import Job, Launcher, Outcome, Watcher, last_line, log_end
+from ldis_lightning.sweeps.launchers.launcher import Job, Launcher, Outcome, Watcher
 from ldis_lightning.sweeps.launchers.slurm_queue import FAILED, FORGOTTEN, Key, Queue, Silent, State, ask, read_status
 from ldis_lightning.sweeps.launchers.slurm_task import become
+from ldis_lightning.sweeps.logs import last_line, log_end
 
 PATIENCE = 1800.0
 """Seconds without an answer of Slurm after which the sweep stops watching."""
