@@ -4,6 +4,7 @@
 """
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -101,12 +102,28 @@ def _add_number(parser: Parser, name: str, default: Any, description: str) -> No
 
 
 def _pack(args: list[str]) -> int:
+    if args and re.fullmatch(r"\w+(\.\w+)+", args[0]):
+        return _pack_source(args[0], _own_packer(args[0]), args[1:])
     stems = sorted(path.stem for path in (Path(__file__).parent / "packing" / "datasets").glob("[a-z]*.py"))
     sources = {stem.replace("_", "-"): stem for stem in stems}
     asked = [name for name in sources if args and args[0] == name] or sources  # one module, or all for their summaries
     modules = {name: import_module(f"ldis_lightning.datamodules.packing.datasets.{sources[name]}") for name in asked}
     summaries = {name: module.SUMMARY for name, module in modules.items()}
     return dispatch("ldis data pack", args, summaries, lambda name, rest: _pack_source(name, modules[name], rest))
+
+
+def _own_packer(name: str) -> Any:
+    """The module of a packer outside this package, by its import path."""
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"`{name}` cannot be imported ({error}): install the package that it is in, or name the folder of that in "
+            "PYTHONPATH."
+        ) from error
+    if missing := [part for part in ("SUMMARY", "add_arguments", "packer") if not hasattr(module, part)]:
+        raise UserError(f"`{name}` is no packer: it has no {', '.join(missing)}. docs/extend.md shows a whole one.")
+    return module
 
 
 def _pack_source(name: str, module: Any, args: list[str]) -> int:

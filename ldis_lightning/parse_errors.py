@@ -27,6 +27,7 @@ UNRECOGNISED = re.compile(r"unrecognized arguments: (.+)")
 UNKNOWN_KEY = re.compile(r"(?:Subcommand '\w+' does not accept option|Option) '(.+?)'(?: is not accepted)?$")
 NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
 WRONG_CLASS = re.compile(r"Import path (\S+) does not correspond to a subclass of (\w+)")
+NO_MODULE = re.compile(r"No module named '(.+)'")
 REQUIRED = re.compile(r"the following arguments are required: (.+)")
 WRONG_VALUE = re.compile(r"Expected (?:an? )?(.+?)(?:\. Got value: (.*))?$")
 GIVEN = re.compile(r"Given value: (.*)")
@@ -63,6 +64,10 @@ def explain(message: str, known_keys: Iterable[str], configs: Configs | None = N
             return _unknown_flag(match[1], known_keys)
         if match := REQUIRED.fullmatch(line.text):
             return _missing(line, match[1])
+        if (match := NO_MODULE.fullmatch(line.text)) and line.owner and line.keys:
+            remedy = "install the package that it is in, or name the folder of that in PYTHONPATH"
+            place = _place(line.owner, configs)
+            return f"{line.key}: `{line.owner}`{place} cannot be imported: there is no module `{match[1]}`; {remedy}"
     unknown = [(line, match[1]) for line in lines if (match := UNKNOWN_KEY.fullmatch(line.text))]
     if unknown:  # under a class, a dotted name is what another type of a union would have taken
         line, name = min(unknown, key=lambda found: found[0].owner is not None and "." in found[1])

@@ -17,10 +17,14 @@ from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
 from ldis_lightning.pipeline import source as sources
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))),
+]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAPER_SCALE = re.compile(r"configs/(ldis1|ldisn|ablation_fine_tuning|scale/sd15)\.yaml")
-SNIPPETS = ("docs/inference.md",)
+SNIPPETS = ("docs/extend.md", "docs/inference.md", "docs/start.md")
 """Pages whose Python runs too, after their commands and from top to bottom."""
 FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")  # first line of a block that shows a file
 
@@ -35,9 +39,24 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("ldis ")]
 
 
+def write_photos(folder: Path) -> None:
+    """The same six pictures twice: label maps of 1 and 2 in `photos`, a mask a class in `farm`."""
+    for name in ("photos/images", "photos/masks", "farm"):
+        (folder / name).mkdir(parents=True)
+    for number in range(6):
+        picture, labels = render(draw_scene(np.random.default_rng(number), CONCEPTS[:2], 160, (2, 2)))
+        assert set(np.unique(labels)) == {0, 1, 2}
+        for name in ("photos/images", "farm"):
+            Image.fromarray(picture).save(folder / name / f"{number}.jpg")
+        Image.fromarray(labels).save(folder / "photos/masks" / f"{number}.png")
+        for class_id, name in ((1, "cow"), (2, "hen")):
+            Image.fromarray((labels == class_id).astype(np.uint8) * 255).save(folder / "farm" / f"{number}.{name}.png")
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the synthetic world, clips A to E in `SRC` and a WebDataset without our index in `DIR`."""
+    """A folder with the synthetic world, clips A to E in `SRC`, pictures with masks in `photos` and `farm`, and a
+    WebDataset without our index in `DIR`."""
     shutil.copytree(miniature_world / "data", tmp_path / "data")
     for number, clip in enumerate("ABCDE"):
         for kind in ("JPEGImages", "Annotations"):
@@ -47,6 +66,7 @@ def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyP
             picture, labels = render(scene)
             Image.fromarray(picture).save(tmp_path / "SRC" / "JPEGImages" / clip / f"{frame:05d}.jpg")
             Image.fromarray(labels).save(tmp_path / "SRC" / "Annotations" / clip / f"{frame:05d}.png")
+    write_photos(tmp_path)
     (tmp_path / "DIR").mkdir()
     for shard in (miniature_world / "data/synthetic/images/train").glob("*.tar"):
         shutil.copy(shard, tmp_path / "DIR")
@@ -76,7 +96,7 @@ def small(command: list[str], workspace: Path, page: str) -> list[str]:
     options = tiny(workspace)
     for config in (command[i + 1] for i, word in enumerate(command) if word == "--config"):
         options += tiny_paper_scale(config, workspace)
-    if any(name.startswith("configs/data/") for name in command):
+    if any(name.startswith("configs/data/") or name == "own.yaml" for name in command):
         options += ["--data.prepare", "null"]
     if command[0] == "sweep" and "--dry_run" not in command:
         options += ["--sweep.seeds", "[0]"] if page == SWEEPS else ["--dry_run"]

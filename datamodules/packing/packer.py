@@ -36,9 +36,10 @@ class LeaveOut(Exception):
 class Packer:
     """A data set as its owners distribute it. Subclass it for another one.
 
-    `ldis data pack NAME SRC` finds the module `packing/datasets/NAME.py` by its name, with `_` for each `-`. The module
-    holds the subclass, `SUMMARY` (one line for `--help`), `add_arguments(parser)` for options of its own and
-    `packer(args)`, which builds it from the parsed arguments (`args.src` is the folder to pack).
+    `ldis data pack NAME SRC` finds the module `packing/datasets/NAME.py` by its name, with `_` for each `-`, and one of
+    another package by its import path (`my_lab.farm`). The module holds the subclass, `SUMMARY` (one line for
+    `--help`), `add_arguments(parser)` for options of its own and `packer(args)`, which builds it from the parsed
+    arguments (`args.src` is the folder to pack).
 
     Public attributes must be plain values that together say how it packs: after an interruption, shards are kept only
     if these, the options and the items are the same. The instance is pickled to worker processes where they are not

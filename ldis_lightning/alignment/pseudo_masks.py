@@ -94,7 +94,7 @@ class Additive(PseudoMask):
     pictures in [-1, 1] only. Decoding subtracts the image's part. (So it is `Augmented` with gamma = 1 / (1 + alpha).)
 
     Args:
-        alpha: > 1.
+        alpha: greater than 1.
     """
 
     def __init__(self, alpha: float = 2.0, low: float = -1.0, high: float = 1.0) -> None:

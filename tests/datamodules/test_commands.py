@@ -94,6 +94,11 @@ def test_many_classes_are_cut_to_the_most_frequent(tmp_path, capsys):
         (["synht"], "no command `synht`; did you mean `synth`"),
         (["pack", "dvis"], "no command `dvis`; did you mean `davis`"),
         (["pack", "coco_json"], "no command `coco_json`; did you mean `coco-json`"),
+        (["pack", "my_lab.nothing", "SRC", "--out", "X"], "`my_lab.nothing` cannot be imported .*PYTHONPATH"),
+        (
+            ["pack", "json.decoder", "SRC", "--out", "X"],
+            "`json.decoder` is no packer: it has no SUMMARY, add_arguments",
+        ),
         (["pack", "clips", "SRC", "--ot", "X"], "unknown option `--ot`; did you mean `--out`"),
         (["pack", "clips", "SRC", "--out", "X", "--skip-unlabelled"], "did you mean `--skip_unlabelled`"),
         (["pack", "clips", "SRC"], "required: --out"),
