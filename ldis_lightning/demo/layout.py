@@ -18,9 +18,9 @@ from ldis_lightning.meta_architectures import LDISn
 from ldis_lightning.pipeline import InContextSegmentationPipeline
 
 EXAMPLES: tuple[tuple[str, Callable[[], Example]], ...] = (
-    ("Pictures", ready.pictures),
-    ("Two references", ready.several),
-    ("A clip", ready.clip),
+    ("pictures", ready.pictures),
+    ("two references", ready.several),
+    ("a clip", ready.clip),
 )
 """What the buttons of the examples say, and what they load."""
 CSS = Path(__file__).with_name("page.css")
@@ -71,10 +71,27 @@ class Parts:
         fixed = ("session", "examples", "threshold", "steps", "guide_query", "guide_reference", "seed", "file")
         return [getattr(self, part.name) for part in fields(self) if part.name not in fixed]
 
+    def while_looking(self) -> list[Any]:
+        """Those that change while the model works. The editor is none: it would paint its mask anew each time."""
+        return [self.results, self.movie, self.status, self.find, self.stop]
+
 
 def theme() -> Any:
     """Colours and fonts. The fonts are the system's: none is fetched from anywhere."""
-    return gr.themes.Soft(primary_hue="red", neutral_hue="zinc", font=SANS, font_mono=MONO, radius_size="lg")
+    base = gr.themes.Soft(primary_hue="red", neutral_hue="zinc", font=SANS, font_mono=MONO, radius_size="lg")
+    return base.set(
+        body_text_color_subdued="*neutral_500",  # Soft's own is too faint to read well
+        body_text_color_subdued_dark="*neutral_400",
+        block_label_background_fill="*neutral_100",
+        block_label_background_fill_dark="*neutral_800",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300",
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_padding="0",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+    )
 
 
 def lay_out(pipe: InContextSegmentationPipeline, many_steps: bool) -> tuple[gr.Blocks, Parts]:
@@ -94,9 +111,9 @@ def lay_out(pipe: InContextSegmentationPipeline, many_steps: bool) -> tuple[gr.B
                 "<h1>Find it by example</h1><p>Paint over a thing in one picture. The model finds it in others.</p>"
             )
             with gr.Row(elem_id="examples"):
-                gr.HTML("<span>Try it:</span>")
                 made["examples"] = [
-                    (gr.Button(name, size="sm", min_width=90, elem_classes="example"), draw) for name, draw in EXAMPLES
+                    (gr.Button(f"Example: {name}", size="sm", min_width=90, elem_classes="example"), draw)
+                    for name, draw in EXAMPLES
                 ]
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=4, min_width=320):
@@ -108,18 +125,21 @@ def lay_out(pipe: InContextSegmentationPipeline, many_steps: bool) -> tuple[gr.B
 
 def _left() -> dict[str, Any]:
     made: dict[str, Any] = {}
-    gr.HTML("<h2><b>1</b> Show what to find</h2>")
+    gr.HTML(_step(1, "Show what to find", "Drop a picture of the thing, then paint over it."))
     with gr.Column() as made["showing"]:
-        made["drop_picture"] = gr.File(label="A picture of the thing", height=150, elem_id="drop-picture")
+        made["drop_picture"] = gr.File(
+            label="A picture of the thing", show_label=False, height=130, elem_id="drop-picture"
+        )
     with gr.Column(elem_id="painting", elem_classes=AWAY) as made["painting"]:
         brush = gr.Brush(default_size="auto", colors=[_rgba()], default_color=_rgba(), color_mode="fixed")
         made["editor"] = MaskEditor(
-            label="Paint over the thing", sources=(), transforms=(), layers=False, brush=brush, format="png",
+            label="Paint over the thing", show_label=False, sources=(), transforms=(), layers=False, brush=brush,
+            format="png",
             height=440, canvas_size=(320, 320), buttons=[], elem_id="editor",
         )  # fmt: skip
         with gr.Row(elem_classes="tools"):
-            made["drop_mask"] = gr.UploadButton("Upload a mask", size="sm", min_width=110, elem_id="drop-mask")
-            made["keep"] = gr.Button("Keep, and add another", size="sm", min_width=150)
+            made["drop_mask"] = gr.UploadButton("Upload its mask", size="sm", min_width=90, elem_id="drop-mask")
+            made["keep"] = gr.Button("Add another", size="sm", min_width=90)
             made["discard"] = gr.Button("Discard", size="sm", min_width=80)
     with gr.Column(visible=False) as made["kept"]:
         made["references"] = gr.Gallery(
@@ -127,9 +147,9 @@ def _left() -> dict[str, Any]:
             buttons=[], interactive=False, elem_id="references",
         )  # fmt: skip
         made["remove"] = gr.Button("Remove the chosen reference", size="sm")
-    gr.HTML("<h2><b>2</b> Where to look</h2>")
+    gr.HTML(_step(2, "Where to look", "Drop other pictures, or a video."))
     made["drop_queries"] = gr.File(
-        label="Pictures, or a video", file_count="multiple", height=150, elem_id="drop-queries"
+        label="Pictures, or a video", show_label=False, file_count="multiple", height=130, elem_id="drop-queries"
     )
     with gr.Row(elem_classes="tools"):
         made["find"] = gr.Button("Find it", variant="primary", min_width=120, scale=3)
@@ -140,12 +160,13 @@ def _left() -> dict[str, Any]:
 
 def _right(pipe: InContextSegmentationPipeline, many_steps: bool) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    gr.HTML("<h2><b>3</b> What is found</h2>")
+    gr.HTML(_step(3, "What is found", "Click on a picture to enlarge it."))
     made["movie"] = gr.Video(
         label="The clip", visible=False, autoplay=True, loop=True, buttons=["download"], interactive=False, height=420
     )
     made["results"] = gr.Gallery(
-        label="Results", columns=2, height="auto", object_fit="contain", format="jpeg", buttons=["fullscreen"],
+        label="Results", show_label=False, columns=2, height="auto", object_fit="contain", format="jpeg",
+        buttons=["fullscreen"],
         interactive=False, elem_id="results",
     )  # fmt: skip
     made["status"] = gr.HTML("", elem_id="status")
@@ -173,3 +194,7 @@ def _right(pipe: InContextSegmentationPipeline, many_steps: bool) -> dict[str, A
 
 def _rgba() -> str:
     return f"rgba({BRUSH[0]}, {BRUSH[1]}, {BRUSH[2]}, {OPACITY / 255:.1f})"
+
+
+def _step(number: int, title: str, hint: str) -> str:
+    return f"<h2><b>{number}</b> {title}</h2><p class='hint'>{hint}</p>"

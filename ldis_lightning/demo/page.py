@@ -26,8 +26,6 @@ from ldis_lightning.pipeline.inputs import read_picture
 Changes = dict[Any, Any]
 """Components of the page -> their new values."""
 Painted = NDArray[np.bool_] | None
-MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}
-"""Visitors wait for each other where the model computes, and nowhere else."""
 FETCH = "() => setTimeout(() => document.querySelector('#masks-file').click(), 300)"
 """Makes the browser fetch the file that the hidden button has been given."""
 
@@ -55,25 +53,24 @@ class Page:
         everything = on.changing()
         sampler = [on.threshold, on.steps, on.guide_query, on.guide_reference, on.seed]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        busy: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        slow: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         listen: Callable[..., Any] = gr.on
         listen(self.blocks.load, self.arrive, [on.session], **quiet)
         self.blocks.unload(self.leave)
-        listen(on.drop_picture.upload, self.new_picture, [on.session, on.drop_picture], everything, **busy)
-        listen(on.drop_mask.upload, self.new_mask, [on.session, on.drop_mask], everything, **busy)
+        listen(on.drop_picture.upload, self.new_picture, [on.session, on.drop_picture], everything, **slow)
+        listen(on.drop_mask.upload, self.new_mask, [on.session, on.drop_mask], everything, **slow)
         listen(on.keep.click, self.keep, [on.session, on.editor], everything, **quiet)
         listen(on.discard.click, self.discard, [on.session], everything, **quiet)
         listen(on.references.select, self.choose, None, [on.chosen], **quiet)
         listen(on.remove.click, self.remove, [on.session, on.chosen], everything, **quiet)
         given = [on.session, on.editor, *sampler]
-        runs = [
-            listen(on.drop_queries.upload, self.new_queries, [*given, on.drop_queries], everything, **quiet, **MODEL),
-            listen(on.find.click, self.find, given, everything, **quiet, **MODEL),
-        ]
-        for button, example in on.examples:
-            runs.append(
-                listen(button.click, self.example(example), [on.session, *sampler], everything, **quiet, **MODEL)
-            )
+        busy = {**quiet, "concurrency_limit": 1, "concurrency_id": "model"}  # visitors wait for each other here alone
+        runs = [listen(on.find.click, self.find, given, on.while_looking(), **busy)]
+        new = listen(on.drop_queries.upload, self.new_queries, [on.session, on.drop_queries], everything, **quiet)
+        runs.append(new.then(self.find_at_once, given, on.while_looking(), **busy))
+        for button, draw in on.examples:
+            loaded = listen(button.click, self.example(draw), [on.session], everything, **quiet)
+            runs.append(loaded.success(self.find_ready, [on.session, *sampler], on.while_looking(), **busy))
         listen(on.stop.click, self.stopped, [on.session, on.threshold], everything, cancels=runs, **quiet)
         listen(on.clear.click, self.clear, [on.session], everything, **quiet)
         view: dict[str, Any] = {"inputs": [on.session, on.threshold], "outputs": everything, **quiet}
@@ -150,54 +147,48 @@ class Page:
 
     # ---- Where to look
 
-    def new_queries(self, session: Session, painted: Painted, *rest: Any) -> Iterator[Changes]:
-        """Pictures, or a clip. They are segmented at once where there is something to look for."""
-        *sampler, paths = rest
+    def new_queries(self, session: Session, paths: list[str] | None) -> Changes:
+        """Pictures, or a clip."""
         problems = []
         for path in paths or []:
             try:
                 session.add_query(read_upload(path, read_query))
             except UserError as error:
                 problems.append(error)
-        warned = self._warn(*problems) if problems else {}
-        yield {self.parts.drop_queries: None, **self._waiting(session), **warned}
+        session.problems = [str(error) for error in problems]
+        said = self._warn(*problems) if problems else self._say("Now show what to find, then press Find it.")
+        return {self.parts.drop_queries: None, **self._waiting(session), **said}
+
+    def find_at_once(self, session: Session, painted: Painted, *sampler: Any) -> Iterator[Changes]:
+        """After queries were dropped: segment them where there is something to look for."""
         if session.queries and not session.results and (session.references or (painted is not None and painted.any())):
-            yield from self.find(session, painted, *sampler, problems=problems)
+            yield from self.find(session, painted, *sampler)
+
+    def find_ready(self, session: Session, *sampler: Any) -> Iterator[Changes]:
+        """After an example was loaded: the browser need not say what is painted."""
+        yield from self.find(session, session.ready, *sampler)
 
     def clear(self, session: Session) -> Changes:
         """Forget the queries."""
         session.clear_queries()
         return {**self._waiting(session), **self._say("")}
 
-    def example(self, draw: Callable[[], Example]) -> Callable[..., Iterator[Changes]]:
-        """What a click on an example does."""
+    def example(self, draw: Callable[[], Example]) -> Callable[[Session], Changes]:
+        """What a click on an example loads."""
 
-        def load(session: Session, *sampler: Any) -> Iterator[Changes]:
+        def load(session: Session) -> Changes:
             example = draw()
             session.forget()
-            session.draft, session.references = example.draft, list(example.references)
-            for query in example.queries:
-                session.add_query(query)
-            yield {
-                **self._draft(session),
-                self.parts.editor: drawing.editor_value(example.draft, example.painted),
-                **self._references(session),
-                **self._waiting(session),
-            }
-            yield from self.find(session, example.painted, *sampler)
+            session.draft, session.ready = example.draft, example.painted
+            session.references, session.queries = list(example.references), list(example.queries)
+            editor = {self.parts.editor: drawing.editor_value(example.draft, example.painted)}
+            return {**self._draft(session), **editor, **self._references(session), **self._waiting(session)}
 
         return load
 
     # ---- What is found
 
-    def find(
-        self,
-        session: Session,
-        painted: Painted,
-        threshold: float,
-        *sampler: Any,
-        problems: Sequence[UserError] = (),
-    ) -> Iterator[Changes]:
+    def find(self, session: Session, painted: Painted, threshold: float, *sampler: Any) -> Iterator[Changes]:
         """Segment all queries, and show it as it goes."""
         queries, began = session.queries, time.monotonic()
         try:
@@ -220,7 +211,8 @@ class Page:
         session.results = split(done, queries)
         said = f"Looked in {_count(queries)} with {len(shown)} reference{'s' * (len(shown) > 1)}"
         said += f", {time.monotonic() - began:.1f} s. The threshold moves without looking again."
-        notes = " ".join([*(str(problem) for problem in problems), said])
+        notes = " ".join([*session.problems, said])
+        session.problems = []
         yield {**self._found(queries, done, movie=True), **self._working(False), **self._say(notes)}
 
     def _settings(self, threshold: float, sampler: Sequence[Any]) -> dict[str, Any]:

@@ -57,15 +57,19 @@ class Session:
 
     Attributes:
         draft: the picture that is being painted on.
+        ready: (h, w), what an example has painted on it.
         references: what has been painted before.
         queries: where to look.
         results: of each query that has been segmented, in order, one a frame.
+        problems: what could not be read of what was dropped last.
     """
 
     draft: Pixels | None = None
+    ready: NDArray[np.bool_] | None = None
     references: list[Reference] = field(default_factory=list)
     queries: list[Query] = field(default_factory=list)
     results: list[list[Segmentation]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def finish_draft(self, painted: NDArray[np.bool_] | None) -> None:
         """Make a reference of the draft.
@@ -113,11 +117,11 @@ class Session:
 
     def clear_queries(self) -> None:
         """Forget the queries and their results."""
-        self.queries, self.results = [], []
+        self.queries, self.results, self.problems = [], [], []
 
     def forget(self) -> None:
         """Forget everything."""
-        self.draft, self.references = None, []
+        self.draft, self.ready, self.references = None, None, []
         self.clear_queries()
 
     def results_at(self, threshold: float) -> list[list[Segmentation]]:
