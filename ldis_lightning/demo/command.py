@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     with tempfile.TemporaryDirectory(prefix="ldis-demo-") as folder:
-        _prepare_gradio(folder)
+        prepare_gradio(folder)
         page = build(options.model, options.device, Path(folder), options.trust_classes)
         address = launch(page, options.host, options.port)
         try:
@@ -55,8 +55,12 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _prepare_gradio(folder: str) -> None:
-    """Before Gradio is imported: it reads these once. Nothing goes anywhere but into the folder."""
+def prepare_gradio(folder: str) -> None:
+    """Before Gradio is imported: it reads these once. Files go into the folder, and nothing goes anywhere else.
+
+    Raises:
+        UserError: Gradio is not installed.
+    """
     os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -89,6 +89,10 @@ def theme() -> Any:
         block_title_background_fill="transparent",
         block_title_background_fill_dark="transparent",
         block_title_padding="0",
+        block_border_width="1px",
+        block_border_width_dark="1px",
+        button_secondary_background_fill="*neutral_100",
+        button_secondary_background_fill_hover="*neutral_200",
         block_title_text_color="*body_text_color",
         block_title_text_color_dark="*body_text_color",
     )

@@ -138,10 +138,18 @@ class Visitor:
             mouse("mouseMoved", point, buttons=1)
         mouse("mouseReleased", points[-1], buttons=0, clickCount=1)
 
+    def calm(self) -> None:
+        """Wait until no request has begun for a moment: what the page is about to say, it has said."""
+        seen = -1
+        while seen != (now := len(self.requests)):
+            seen = now
+            self.browser.run(asyncio.sleep(0.3))
+
     def upload(self, where: str, *files: Path) -> None:
         """Choose files in the field of the element with this id."""
         found = f"document.querySelector('#{where} input[type=file], input#{where}[type=file]')"
         self.until(f"!!{found}")
+        self.calm()
         node = self.call("Runtime.evaluate", expression=found)["result"]["objectId"]
         self.call("DOM.setFileInputFiles", files=[str(file) for file in files], objectId=node)
 
