@@ -9,7 +9,8 @@ import sys
 import tempfile
 import threading
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,19 +41,34 @@ def main(args: Sequence[str]) -> int:
         UserError: the arguments are wrong, Gradio is not installed, there is no such model, or the port is taken.
     """
     options = _parser().parse(list(args))
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    with tempfile.TemporaryDirectory(prefix="ldis-demo-") as folder:
+    with ended_by_signals() as ended, tempfile.TemporaryDirectory(prefix="ldis-demo-") as folder:
         prepare_gradio(folder)
         page = build(options.model, options.device, Path(folder), options.trust_classes)
         address = launch(page, options.host, options.port)
         try:
             _greet(address, options)
-            ended.wait()
+            wait(ended)
         finally:
             page.blocks.close(verbose=False)
     return 0
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[threading.Event]:
+    """Inside, Ctrl-C and SIGTERM set the event, so that all is tidied up before the process ends."""
+    ended = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: ended.set()) for number in numbers]
+    try:
+        yield ended
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def wait(ended: threading.Event) -> None:
+    """Until someone ends the program."""
+    ended.wait()
 
 
 def prepare_gradio(folder: str) -> None:

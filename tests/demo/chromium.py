@@ -81,6 +81,7 @@ class Visitor:
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
         self.until("document.querySelector('#drop-picture input[type=file]') && document.querySelector('h1') && true")
+        self.calm()  # its buttons do nothing before
 
     def close(self) -> None:
         self.browser.call("Target.closeTarget", targetId=self.target)
@@ -147,7 +148,7 @@ class Visitor:
 
     def upload(self, where: str, *files: Path) -> None:
         """Choose files in the field of the element with this id."""
-        found = f"document.querySelector('#{where} input[type=file], input#{where}[type=file]')"
+        found = f"document.querySelector('#{where} input[type=file], input[type=file]:has(+ #{where})')"
         self.until(f"!!{found}")
         self.calm()
         node = self.call("Runtime.evaluate", expression=found)["result"]["objectId"]
