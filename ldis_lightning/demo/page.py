@@ -55,7 +55,7 @@ class Page:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         slow: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         listen: Callable[..., Any] = gr.on
-        listen(self.blocks.load, self.arrive, [on.session], **quiet)
+        listen(self.blocks.load, self.arrive, [on.session], [on.status], **quiet)
         self.blocks.unload(self.leave)
         listen(on.drop_picture.upload, self.new_picture, [on.session, on.drop_picture], everything, **slow)
         listen(on.drop_mask.upload, self.new_mask, [on.session, on.drop_mask], everything, **slow)
@@ -81,10 +81,11 @@ class Page:
 
     # ---- Visitors
 
-    def arrive(self, session: Session, request: gr.Request) -> None:
+    def arrive(self, session: Session, request: gr.Request) -> str:
         """Remember whose session it is, to forget it when they leave."""
         if request.session_hash:
             self._visitors[request.session_hash] = session
+        return "Drop a picture, or try an example."
 
     def leave(self, request: gr.Request) -> None:
         """Forget what a visitor showed: their tab is closed."""

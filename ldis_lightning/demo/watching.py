@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ def takes_steps(pipe: InContextSegmentationPipeline) -> bool:
 
 def segmenting(
     pipe: InContextSegmentationPipeline, frames: Sequence[Pixels], context: Context, **settings: Any
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Segment pictures and tell of it. Closing the iterator stops the model after its step.
 
     Args:
@@ -69,7 +69,7 @@ def segmenting(
 
 def _watched(
     pipe: InContextSegmentationPipeline, frames: Sequence[Pixels], context: Context, settings: dict[str, Any]
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """The sampler calls back, an iterator is asked: between the two is a thread."""
     told: queue.Queue[Progress | BaseException | None] = queue.Queue(maxsize=1)
     stop = threading.Event()

@@ -80,8 +80,8 @@ class Visitor:
 
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)
-        self.until("document.querySelector('#drop-picture input[type=file]') && document.querySelector('h1') && true")
-        self.calm()  # its buttons do nothing before
+        self.says("Drop a picture")  # once its buttons do something
+        self.calm()
 
     def close(self) -> None:
         self.browser.call("Target.closeTarget", targetId=self.target)
