@@ -147,8 +147,9 @@ def _left() -> dict[str, Any]:
             made["discard"] = gr.Button("Discard", size="sm", min_width=80)
     with gr.Column(visible=False) as made["kept"]:
         made["references"] = gr.Gallery(
-            label="References", columns=4, height=150, allow_preview=False, object_fit="contain", format="jpeg",
-            buttons=[], interactive=False, elem_id="references",
+            label="References", show_label=False, columns=4, fit_columns=False, height="auto",
+            allow_preview=False, object_fit="contain", format="jpeg", buttons=[], interactive=False,
+            elem_id="references",
         )  # fmt: skip
         made["remove"] = gr.Button("Remove the chosen reference", size="sm")
     gr.HTML(_step(2, "Where to look", "Drop other pictures, or a video."))
