@@ -55,6 +55,7 @@ COMMANDS = {
     ),
     "convert": Command("ldis_lightning.conversion.command", "write a checkpoint or the authors' weights as a folder"),
     "segment": Command("ldis_lightning.segment_command", "segment pictures and videos by example"),
+    "demo": Command("ldis_lightning.demo.command", "open a page in the browser to try a model with"),
     "example": Command("ldis_lightning.examples", "draw pictures to try `segment` with"),
     "data": Command("ldis_lightning.datamodules.commands", "make, pack, index and look at data sets"),
     "bench": Command("ldis_lightning.bench_command", "measure how fast a part is, against a baseline"),

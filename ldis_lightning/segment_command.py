@@ -51,7 +51,7 @@ def main(args: Sequence[str]) -> int:
     from ldis_lightning.pipeline import InContextSegmentationPipeline
 
     pipe = InContextSegmentationPipeline.from_pretrained(options.model, trust_classes=options.trust_classes)
-    pipe.to(options.device or _best_device())
+    pipe.to(options.device or best_device())
     return _run(pipe, _encode(pipe, concepts, labels), pictures, videos, files, options)
 
 
@@ -162,7 +162,8 @@ def _encode(
     return pipe.encode({name: (references, masks) for name, references, masks in concepts})
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """`cuda` or `mps` where torch finds one, else `cpu`."""
     import torch
 
     if torch.cuda.is_available():

@@ -73,6 +73,7 @@ def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.argv", ["ldis"])
+    monkeypatch.setattr("ldis_lightning.demo.command.wait", lambda ended: None)  # for someone to press Ctrl-C
     if not (sources.MODELS / "tiny").is_dir():
         monkeypatch.setattr(sources, "MODELS", tmp_path / "shipped")
         write_model(tmp_path / "shipped" / "tiny")
@@ -87,7 +88,10 @@ def small(command: list[str], workspace: Path, page: str) -> list[str]:
     """The same command on as little as possible."""
     if command[:2] == ["data", "pack"] and command[2] != "clips":
         return [*command, "--allow_partial"]
-    if command[0] in ("data", "results", "convert", "report", "segment", "example") or command[:2] == ["bench", "pack"]:
+    if command[0] in ("data", "results", "convert", "report", "segment", "example", "demo") or command[:2] == [
+        "bench",
+        "pack",
+    ]:
         return command
     if command[:2] == ["bench", "reuse"]:
         command = [*command, "--queries", "4"]

@@ -52,7 +52,7 @@ async def _visit(path: Path, expressions: Mapping[str, str], width: int, dark: b
         command = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            port = await _port(Path(profile) / "DevToolsActivePort", process)
+            port = await devtools_port(Path(profile) / "DevToolsActivePort", process)
             async with aiohttp.ClientSession() as session:
                 async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
                     pages = await answer.json()
@@ -64,7 +64,8 @@ async def _visit(path: Path, expressions: Mapping[str, str], width: int, dark: b
             process.wait()
 
 
-async def _port(path: Path, process: subprocess.Popen) -> int:
+async def devtools_port(path: Path, process: subprocess.Popen) -> int:
+    """The port that a browser listens on, from the file in its profile."""
     end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         if path.is_file() and (lines := path.read_text().splitlines()):

@@ -1,0 +1,1 @@
+"""`ldis demo`: a page in the browser to try a model with."""
