@@ -3,7 +3,11 @@
 import re
 import shlex
 import shutil
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from small_models import write_model
 from ldis_lightning.cli import main
 from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
 from ldis_lightning.pipeline import source as sources
+from ldis_lightning.sweeps.estimate import ModelCost
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -54,7 +59,7 @@ def write_photos(folder: Path) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the synthetic world, clips A to E in `SRC`, pictures with masks in `photos` and `farm`, and a
     WebDataset without our index in `DIR`."""
     shutil.copytree(miniature_world / "data", tmp_path / "data")
@@ -77,7 +82,15 @@ def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyP
     if not (sources.MODELS / "tiny").is_dir():
         monkeypatch.setattr(sources, "MODELS", tmp_path / "shipped")
         write_model(tmp_path / "shipped" / "tiny")
-    return tmp_path
+    yield tmp_path
+    for name in [name for name, module in sys.modules.items() if lies_in(module, tmp_path)]:
+        del sys.modules[name]  # another page may show a module of the same name
+
+
+def lies_in(module: ModuleType, folder: Path) -> bool:
+    spec = getattr(module, "__spec__", None)
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if isinstance(spec, ModuleSpec) else []
+    return any(str(place).startswith(str(folder)) for place in places)
 
 
 SWEEPS = "docs/sweeps.md"
@@ -120,7 +133,9 @@ def provide_checkpoint(path: Path, workspace: Path) -> None:
 
 @pytest.mark.timeout(900)  # a page may hold a whole sweep
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
-def test_documented_commands_run(page: str, workspace: Path) -> None:
+def test_documented_commands_run(page: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page != SWEEPS:  # what takes most of the time of a dry run, and has tests of its own
+        monkeypatch.setattr("ldis_lightning.sweeps.estimate.model_cost", lambda *_: ModelCost())
     for language in ("python", "yaml"):
         for body in blocks(page, language):
             if named := FILE.match(body):

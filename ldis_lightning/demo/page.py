@@ -192,6 +192,8 @@ class Page:
     def find(self, session: Session, painted: Painted, threshold: float, *sampler: Any) -> Iterator[Changes]:
         """Segment all queries, and show it as it goes."""
         queries, began = session.queries, time.monotonic()
+        session.runs += 1
+        run = session.runs
         try:
             shown = session.shown(painted)
             if not queries:
@@ -202,9 +204,13 @@ class Page:
             done: list[Segmentation] = []
             for progress in segmenting(self.pipe, frames, context, **self._settings(threshold, sampler)):
                 done = progress.done
+                if session.runs != run:  # stopped, and the page says so already
+                    return
                 yield {**self._found(queries, [*done, *progress.underway]), **self._say(_told(progress, frames))}
         except UserError as error:
             yield {**self._working(False), **self._warn(error)}
+            return
+        if session.runs != run:
             return
         if session.queries is not queries:  # others have been dropped meanwhile
             yield self._working(False)
@@ -225,6 +231,7 @@ class Page:
 
     def stopped(self, session: Session, threshold: float) -> Changes:
         """The model was stopped: back to what there was before."""
+        session.runs += 1
         shown = self.move_threshold(session, threshold) if session.results else self._waiting(session)
         return {**shown, **self._working(False), **self._say("Stopped.")}
 

@@ -62,6 +62,7 @@ class Session:
         queries: where to look.
         results: of each query that has been segmented, in order, one a frame.
         problems: what could not be read of what was dropped last.
+        runs: how many there were, and stops of them: what an earlier one still has to show is out of date.
     """
 
     draft: Pixels | None = None
@@ -70,6 +71,7 @@ class Session:
     queries: list[Query] = field(default_factory=list)
     results: list[list[Segmentation]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    runs: int = 0
 
     def finish_draft(self, painted: NDArray[np.bool_] | None) -> None:
         """Make a reference of the draft.

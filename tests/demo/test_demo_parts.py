@@ -155,6 +155,20 @@ def test_nobody_watching_stops_the_model() -> None:
     assert "denoising" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_what_was_stopped_shows_nothing_more(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the extra `demo` is not installed")
+    from ldis_lightning.demo.page import Page
+
+    page, session = Page(many_steps(), tmp_path), session_of("query")
+    run = page.find(session, mask() > 0, 0.0, 50, 1.5, 7.0, 0)
+    next(run), next(run)  # that it looks, and the first step
+    assert "Stopped." in str(page.stopped(session, 0.0).values())
+    assert list(run) == []
+    del run
+    assert "denoising" not in {thread.name for thread in threading.enumerate()}
+    assert not session.results
+
+
 def test_errors_of_the_model_arrive() -> None:
     pipe = many_steps()
     with pytest.raises(UserError, match="steps"):
