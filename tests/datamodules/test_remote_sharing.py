@@ -74,15 +74,22 @@ def fetch_again(cache: ShardCache, file: Served) -> bytes:
 
 
 def taken(folder: str) -> int:
-    """Bytes in a cache, those reserved for what is on its way included."""
-    total = 0
+    """Bytes in a cache, those reserved for what is on its way included; 0 while it changes under our eyes."""
+    sizes = sizes_now(folder)
+    return sum(sizes.values()) if sizes == sizes_now(folder) else 0
+
+
+def sizes_now(folder: str) -> dict[int, int]:
+    """Bytes by inode, which a file keeps when it moves from `partial` to `files` while we look."""
+    found = {}
     for part in ("partial", "files"):
         for path in (Path(folder) / part).iterdir():
             try:
-                total += path.stat().st_size
+                status = path.stat()
             except FileNotFoundError:
                 continue
-    return total
+            found[status.st_ino] = status.st_size
+    return found
 
 
 # ---- Files come once
