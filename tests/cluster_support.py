@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from cli_support import write_config
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+
+from ldis_lightning.cli import main
 
 STEPS = 20
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,11 +52,18 @@ def environment() -> dict[str, str]:
 
 
 def fit(world: Path, out: Path, configs: Sequence[str], *options: str, **trainer: Any) -> dict[int, float]:
-    """Run `ldis fit` in `world` with shipped configs and `overlay(out, **trainer)`; the losses by their steps."""
+    """Run `ldis fit` in `world` with shipped configs and `overlay(out, **trainer)`; the losses by their steps.
+
+    One rank runs in this process, which has everything imported already, several in processes of their own.
+    """
     out.mkdir()
     named = [*configs, write_config(out / "overlay.yaml", overlay(out, **trainer))]
-    command = [*LDIS, "fit", *(part for name in named for part in ("--config", name)), *options]
-    subprocess.run(command, cwd=world, env=environment(), check=True, timeout=TIMEOUT)
+    arguments = ["fit", *(part for name in named for part in ("--config", name)), *options]
+    if trainer["devices"] == 1:
+        with chdir(world):
+            assert main(arguments) == 0
+    else:
+        subprocess.run([*LDIS, *arguments], cwd=world, env=environment(), check=True, timeout=TIMEOUT)
     return losses(out)
 
 

@@ -45,6 +45,14 @@ def miniature_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def quickstart_alone(miniature_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The losses of the quickstart in one process, which those of several are compared with."""
+    from cluster_support import fit
+
+    return fit(miniature_world, tmp_path_factory.mktemp("alone") / "one", ["quickstart"], devices=1)
+
+
 @pytest.fixture
 def in_miniature_world(miniature_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test runs inside `miniature_world`, with no more arguments than it passes itself."""

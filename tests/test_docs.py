@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
+from in_process import InProcess, sweep_with
 from owners_trees import write_benchmark_trees
 from PIL import Image
 from small_models import write_model
 
 from ldis_lightning.cli import main
 from ldis_lightning.datamodules.world import CONCEPTS, draw_scene, render
+from ldis_lightning.pipeline import InContextSegmentationPipeline
 from ldis_lightning.pipeline import source as sources
 from ldis_lightning.sweeps.estimate import ModelCost
 
@@ -136,6 +139,9 @@ def provide_checkpoint(path: Path, workspace: Path) -> None:
 def test_documented_commands_run(page: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page != SWEEPS:  # what takes most of the time of a dry run, and has tests of its own
         monkeypatch.setattr("ldis_lightning.sweeps.estimate.model_cost", lambda *_: ModelCost())
+    sweep_with(InProcess(), monkeypatch)  # tests/sweeps has sweeps whose runs are processes
+    export = create_autospec(InContextSegmentationPipeline.export_onnx)  # tests/pipeline exports one for a minute
+    monkeypatch.setattr(InContextSegmentationPipeline, "export_onnx", export)
     for language in ("python", "yaml"):
         for body in blocks(page, language):
             if named := FILE.match(body):

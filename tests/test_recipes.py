@@ -12,6 +12,7 @@ from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
 from ldis_lightning.cli import main
 from ldis_lightning.config_files import packaged_configs
 from ldis_lightning.lightning_cli import parse_fit
+from ldis_lightning.sweeps.estimate import ModelCost
 from ldis_lightning.sweeps.grid import Sweep, expand
 from ldis_lightning.sweeps.overrides import with_values
 
@@ -199,8 +200,9 @@ def test_the_fine_tuning_ablation_adapts_trained_weights(in_world_with_weights: 
 
 
 def test_every_point_of_the_fine_tuning_ablation_is_valid(
-    in_world_with_weights: Path, capsys: pytest.CaptureFixture[str]
+    in_world_with_weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ldis_lightning.sweeps.estimate.model_cost", lambda *_: ModelCost())  # takes most of the time
     assert main(["sweep", *options("configs/ablation_fine_tuning.yaml"), "--dry_run"]) == 0
     assert "15 runs" in capsys.readouterr().out
     assert main(["sweep", *options("configs/ablation_fine_tuning.yaml", SD15), "--dry_run"]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import write_config
-from cluster_support import ROOT, TIMEOUT, assert_same, environment, fit, losses, overlay
+from cluster_support import ROOT, TIMEOUT, assert_same, environment, losses, overlay
 
 
 def torchrun_line() -> list[str]:
@@ -25,8 +25,9 @@ def free_port() -> int:
 
 
 @pytest.mark.timeout(1100)
-def test_two_nodes_follow_one_process(miniature_world: Path, tmp_path: Path) -> None:
-    one = fit(miniature_world, tmp_path / "one", ["quickstart"], devices=1)
+def test_two_nodes_follow_one_process(
+    quickstart_alone: dict[int, float], miniature_world: Path, tmp_path: Path
+) -> None:
     (tmp_path / "two").mkdir()
     settings = overlay(tmp_path / "two", devices=1, num_nodes=2)
     last = ["--config", write_config(tmp_path / "two/overlay.yaml", settings)]
@@ -39,4 +40,4 @@ def test_two_nodes_follow_one_process(miniature_world: Path, tmp_path: Path) -> 
     finally:
         for node in nodes:
             node.terminate()
-    assert_same(losses(tmp_path / "two"), one)
+    assert_same(losses(tmp_path / "two"), quickstart_alone)

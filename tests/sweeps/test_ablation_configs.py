@@ -3,38 +3,29 @@
 import csv
 import re
 import shlex
-from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
 from cli_support import provide_weights_and_data, tiny, tiny_paper_scale
+from in_process import InProcess, sweep_with
 
 from ldis_lightning.cli import main
 from ldis_lightning.config_files import find_config, packaged_configs
 from ldis_lightning.sweeps.estimate import ModelCost
-from ldis_lightning.sweeps.launchers import Job, Launcher, Outcome, Watcher
 
 ABLATIONS = sorted(name for name in packaged_configs() if name.startswith("configs/ablation_"))
 AXES = {  # METHOD section 6, and the resolution
     "alignment", "fine_tuning", "initialisation", "input_timestep", "loss_space", "masking", "masking_all",
     "meta_architecture", "prompt_encoder", "references", "resolution", "sampler", "training_data",
 }  # fmt: skip
-IN_A_MINUTE = {"initialisation", "masking", "meta_architecture", "training_data"}
-"""The others' points run in the slow tests alone; what each config trains by itself runs in tests/test_cli.py."""
+IN_A_MINUTE = {"initialisation", "meta_architecture", "training_data"}
+"""The others' points run in the slow tests alone, but for those of masking, which docs/sweeps.md shows. What each
+config trains by itself runs in tests/test_cli.py."""
 COMMAND = re.compile(r"^#.*?(ldis sweep --config .*)$", re.MULTILINE)
 
 
 def short(name: str) -> str:
     return name.removeprefix("configs/ablation_").removesuffix(".yaml")
-
-
-class InProcess(Launcher):
-    """Runs jobs in this process."""
-
-    def run(self, jobs: Sequence[Job], watcher: Watcher) -> Generator[Outcome]:
-        for job in jobs:
-            watcher.started(job)
-            yield Outcome(job, main(job.arguments), 1.0)
 
 
 def commands(name: str) -> list[list[str]]:
@@ -54,7 +45,7 @@ def test_every_point_trains_and_is_scored(
     name: str, in_miniature_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provide_weights_and_data(in_miniature_world)
-    monkeypatch.setattr("ldis_lightning.sweeps.command.choice.build", lambda *_: InProcess())
+    sweep_with(InProcess(), monkeypatch)
     own = next(command for command in commands(name) if len(command) == 3)
     options = [*tiny(tmp_path), "--sweep.seeds", "[0]", "--out", str(tmp_path / "out")]
     assert main([*own, *options]) == 0

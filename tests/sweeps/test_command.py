@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,10 +12,11 @@ import pytest
 import yaml
 from cli_support import tiny, write_config
 from fake_runs import FakeRuns, starts
+from in_process import InProcess, sweep_with
 
 from ldis_lightning.cli import main
 from ldis_lightning.sweeps.execution import lock_sweep
-from ldis_lightning.sweeps.launchers import Job, Launcher, Outcome, Watcher
+from ldis_lightning.sweeps.launchers import Launcher
 from ldis_lightning.sweeps.launchers.local import lock_run
 
 SWEEP = {
@@ -24,29 +25,13 @@ SWEEP = {
 }
 
 
-class InProcess(Launcher):
-    """Runs jobs in this process; those of a name in `failing` fail."""
-
-    def __init__(self) -> None:
-        self.failing = ""
-        self.ran: list[str] = []
-
-    def run(self, jobs: Sequence[Job], watcher: Watcher) -> Generator[Outcome]:
-        for job in jobs:
-            watcher.started(job)
-            self.ran.append(job.name)
-            job.log.write_text("the end of the log\n", encoding="utf-8")
-            failed = self.failing and self.failing in job.name
-            yield Outcome(job, 1 if failed else main(job.arguments), 1.0)
-
-
 Use = Callable[[Launcher], Launcher]
 
 
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     def use(launcher: Launcher) -> Launcher:
-        monkeypatch.setattr("ldis_lightning.sweeps.command.choice.build", lambda *_: launcher)
+        sweep_with(launcher, monkeypatch)
         return launcher
 
     return use
