@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from ldis_lightning.benchmarks.flops import count
 from ldis_lightning.lightning_cli import LDISParser
+from ldis_lightning.parse_errors import import_object
 from ldis_lightning.sweeps.plan import Plan
 from ldis_lightning.sweeps.progress import duration
 from ldis_lightning.sweeps.records import Record
@@ -113,11 +116,14 @@ def model_cost(parser: LDISParser, config: Mapping[str, Any]) -> ModelCost:
     as a model whose files are not there, has None for it."""
     try:
         parsed: Any = parser.parse_object({"model": deepcopy(config["model"]), "trainer": {"logger": False}})
+        if spec := parsed.model.init_args.get("scheduler"):  # with values, which some compute with while they are built
+            kind: Any = import_object(spec.class_path)
+            parsed.model.init_args.scheduler = kind(**spec.init_args)
         with torch.device("meta"):
             built: Any = parser.instantiate_classes(Namespace(model=parsed.model))
     except Exception:  # of any library that reads weights
         return ModelCost()
-    model = built.model
+    model = built.model.to("meta")  # what it took from the scheduler too
     trained = {id(parameter) for parameter in model.trainable_parameters()}
     sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
     data = config["data"]
@@ -145,24 +151,46 @@ def _episode(side: int, references: int) -> dict[str, Any]:
         }
 
 
+class _NoScheduler:
+    """Lets a sampler ask its network as often as told, and computes nothing: a scheduler's own operations are next to
+    none, and most need values."""
+
+    init_noise_sigma = 1.0
+
+    def set_timesteps(self, steps: int, device: torch.device) -> None:
+        self.timesteps = torch.zeros(steps, dtype=torch.int64, device=device)
+
+    def scale_model_input(self, latent: Tensor, timestep: Tensor) -> Tensor:
+        return latent
+
+    def step(self, prediction: Tensor, timestep: Tensor, latent: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(prev_sample=latent)
+
+
 @torch.no_grad()
 def _test_flops(model: Any, batch: dict[str, Any]) -> float:
     """Of one query. Sampling is counted for one and for two steps, of which all others follow."""
     if not hasattr(model, "scheduler"):
         return count(lambda: model.logits(batch))
-    model.scheduler = type(model.scheduler).from_config(model.scheduler.config)  # with values
-    steps, counted = model.steps, []
+    steps, counted = _sampling_steps(model), []
+    model.scheduler = _NoScheduler()
     for model.steps in (1, 2):
         counted.append(count(lambda: model.logits(batch)))
-    model.steps = steps
     return counted[0] + (steps - 1) * (counted[1] - counted[0])
+
+
+def _sampling_steps(model: Any) -> int:
+    """How often a sampler asks the network: `steps` times, with schedulers of second order more often."""
+    model.scheduler.set_timesteps(model.steps)
+    return len(model.scheduler.timesteps)
 
 
 def _calls(model: Any) -> int | None:
     """Calls of the U-Net for a query: of LDIS-n one a step, three where it is guided."""
     if not hasattr(model, "unet"):
         return None
-    return getattr(model, "steps", 1) * (3 if getattr(getattr(model, "guidance", None), "needed", False) else 1)
+    steps = _sampling_steps(model) if hasattr(model, "scheduler") else 1
+    return steps * (3 if getattr(getattr(model, "guidance", None), "needed", False) else 1)
 
 
 def _or_none(compute: Callable[[], float]) -> float | None:
