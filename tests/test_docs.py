@@ -48,7 +48,7 @@ def commands(page: str) -> list[list[str]]:
 
 
 def write_photos(folder: Path) -> None:
-    """The same six pictures twice: label maps of 1 and 2 in `photos`, a mask a class in `farm`."""
+    """The same six pictures thrice: label maps of 1 and 2 in `photos` and `more_photos`, a mask a class in `farm`."""
     for name in ("photos/images", "photos/masks", "farm"):
         (folder / name).mkdir(parents=True)
     for number in range(6):
@@ -75,6 +75,7 @@ def workspace(tmp_path: Path, miniature_world: Path, monkeypatch: pytest.MonkeyP
             Image.fromarray(picture).save(tmp_path / "SRC" / "JPEGImages" / clip / f"{frame:05d}.jpg")
             Image.fromarray(labels).save(tmp_path / "SRC" / "Annotations" / clip / f"{frame:05d}.png")
     write_photos(tmp_path)
+    shutil.copytree(tmp_path / "photos", tmp_path / "more_photos")
     (tmp_path / "DIR").mkdir()
     for shard in (miniature_world / "data/synthetic/images/train").glob("*.tar"):
         shutil.copy(shard, tmp_path / "DIR")
@@ -161,7 +162,18 @@ def test_documented_commands_run(page: str, workspace: Path, monkeypatch: pytest
             shutil.rmtree(workspace / command[command.index("--out") + 1], ignore_errors=True)  # a stand-in's
         if command[:2] == ["data", "synth"]:
             shutil.rmtree(workspace / "data/synthetic")
-            command += ["--train_images", "24", "--test_images", "12", "--train_clips", "2", "--test_clips", "2"]
+            command += [
+                "--train_images",
+                "24",
+                "--test_images",
+                "12",
+                "--train_clips",
+                "2",
+                "--test_clips",
+                "2",
+                "--frames",
+                "3",
+            ]
         if command[:2] == ["data", "pack"] and (workspace / command[command.index("--out") + 1]).exists():
             continue  # an earlier line of the page has packed it
         assert main(small(command, workspace, page)) == 0, command

@@ -412,7 +412,9 @@ def _outside_of_a_job() -> Iterator[None]:
 
 def _check_installed() -> None:
     if importlib.util.find_spec("submitit") is None:
-        raise UserError("--launcher slurm needs submitit, which is not installed: `pip install ldis-lightning[slurm]`")
+        raise UserError(
+            "--launcher slurm needs submitit, which is not installed: `pip install 'ldis-lightning[slurm]'`"
+        )
     for name in ("sbatch", "squeue", "scancel", "srun"):
         if shutil.which(name) is None:
             raise UserError(f"--launcher slurm: there is no `{name}` here; run it where you would run sbatch")
