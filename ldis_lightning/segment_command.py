@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.datamodules.commands import class_names
-from ldis_lightning.errors import UserError
+from ldis_lightning.errors import UserError, printable
 
 if TYPE_CHECKING:
     from ldis_lightning.pipeline import Context, InContextSegmentationPipeline
@@ -47,7 +47,8 @@ def main(args: Sequence[str]) -> int:
     style = options.format or ("indexed" if several else "binary")
     names = list(labels.values()) if labels else [name for name, _, _ in concepts]
     files = OutFiles(Path(options.out), [*pictures, *videos], names, style, options.overlay)
-    files.check(options.overwrite)
+    references = [Path(name).expanduser() for _, *of_concept in concepts for names in of_concept for name in names]
+    files.check(options.overwrite, references)
     from ldis_lightning.pipeline import InContextSegmentationPipeline
 
     pipe = InContextSegmentationPipeline.from_pretrained(options.model, trust_classes=options.trust_classes)
@@ -65,6 +66,8 @@ def _run(
 ) -> int:
     from tqdm import tqdm
 
+    from ldis_lightning.segment_files import CannotWrite
+
     settings = {name: getattr(options, name) for name in ("batch_size", "tile", "threshold", "seed", "steps")}
     settings["guidance"] = tuple(options.guidance) if options.guidance else None
     failed: list[str] = []
@@ -78,16 +81,18 @@ def _run(
             files.write_picture(result.source, result)
             bar.update()
     for video in videos:
-        frames = tqdm(pipe.video(video, context, **settings), video.name, unit=" frames", disable=None)
         try:
+            frames = tqdm(pipe.video(video, context, **settings), video.name, unit=" frames", disable=None)
             files.write_video(video, frames)
+        except CannotWrite:
+            raise
         except UserError as error:
             failed.append(str(error))
     files.finish()
-    print(files.summary())
+    print(printable(files.summary()))
     if failed:
         print(f"{len(failed)} of {len(pictures) + len(videos)} queries could not be read:")
-        print("\n".join(f"  {reason}" for reason in failed))
+        print(printable("\n".join(f"  {reason}" for reason in failed)))
     return 1 if failed else 0
 
 
