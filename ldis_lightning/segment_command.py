@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def main(args: Sequence[str]) -> int:
     options = _parser().parse(list(args))
     concepts = grouped(options.shown or [])
     pictures, videos = find_queries(options.queries)
-    labels = class_names(options.labels)
+    labels = class_names(options.labels, "--labels")
     if labels and (len(concepts) > 1 or concepts[0][0]):
         raise UserError("--labels: label maps name their concepts themselves: leave --name out.")
     count = len(labels) if labels else len(concepts)
@@ -139,7 +140,7 @@ def find_queries(names: Sequence[str]) -> tuple[list[Path], list[Path]]:
     from ldis_lightning.pipeline.inputs import SUFFIXES
     from ldis_lightning.pipeline.video import VIDEO_SUFFIXES, natural
 
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # absolute path -> as it was named first
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -151,9 +152,10 @@ def find_queries(names: Sequence[str]) -> tuple[list[Path], list[Path]]:
             matches = [p for p in sorted(map(Path, glob.glob(str(path), recursive=True))) if p.is_file()]
         if not matches:
             raise UserError(f"`{name}` is no file and no folder with pictures or videos, and fits the name of none.")
-        found.update(dict.fromkeys(matches))
-    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
-    return [path for path in found if path not in set(videos)], videos
+        for match in matches:
+            found.setdefault(os.path.abspath(match), match)
+    pictures = [path for path in found.values() if path.suffix.lower() not in VIDEO_SUFFIXES]
+    return pictures, [path for path in found.values() if path.suffix.lower() in VIDEO_SUFFIXES]
 
 
 def _encode(

@@ -41,7 +41,7 @@ def test_what_is_saved_comes_back(name: str, tmp_path: Path, request: pytest.Fix
     pipe.save_pretrained(tmp_path / "copy")
     again = Pipeline.from_pretrained(str(tmp_path / "copy"))
     np.testing.assert_allclose(logits(again), logits(pipe), atol=1e-5)
-    with pytest.raises(UserError, match="exists: add --overwrite"):
+    with pytest.raises(UserError, match=r"exists: add --overwrite \(`overwrite=True` in Python\)"):
         pipe.save_pretrained(tmp_path / "copy")
     pipe.save_pretrained(tmp_path / "copy", overwrite=True)
     assert not list((tmp_path / "copy").rglob("*.bin")) and (tmp_path / "copy/README.md").is_file()
@@ -58,7 +58,7 @@ def test_half_the_memory(folder: Path, tmp_path: Path) -> None:
         one_step().save_pretrained(tmp_path / "parts")
 
 
-def test_the_card_has_the_scores(folder: Path, tmp_path: Path) -> None:
+def test_the_card_has_the_scores(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline.from_pretrained(folder)
     pipe.save_pretrained(tmp_path / "scored", rows=[row(score=0.6125)])
     card = (tmp_path / "scored/README.md").read_text(encoding="utf-8")
@@ -66,7 +66,11 @@ def test_the_card_has_the_scores(folder: Path, tmp_path: Path) -> None:
     assert front["library_name"] == "ldis-lightning" and front["pipeline_tag"] == "image-segmentation"
     assert "61.2" in card or "61.3" in card
     assert "LDIS1(" in card and 'from_pretrained("scored")' in card and str(tmp_path) not in card
-    pipe.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain").mkdir()
+    monkeypatch.chdir(tmp_path / "plain")
+    pipe.save_pretrained(".")
+    assert 'from_pretrained("plain")' in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     assert "None were given." in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ldis_lightning.cli import main
 from ldis_lightning.errors import UserError
 from ldis_lightning.examples import write_example
 from ldis_lightning.pipeline import InContextSegmentationPipeline
-from ldis_lightning.segment_command import grouped
+from ldis_lightning.segment_command import find_queries, grouped
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +249,7 @@ def test_ctrl_c_leaves_whole_files(inside: Path, monkeypatch: pytest.MonkeyPatch
         (["photos", *ONE, "--out", "o", "--treshold", "1"], "unknown option `--treshold`; did you mean `--threshold`"),
         (["photos", *ONE, "--name", "cat", *ONE, "--out", "o"], "the first one needs a name too"),
         (["photos", "--name", "cat", *ONE, "--labels", "1=a", "--out", "o"], "leave --name out"),
+        (["photos", *ONE, "--labels", "cat", "--out", "o"], "--labels: there is no file cat"),
         (["photos", "--reference", "reference.png", "--mask", "clip.mp4", "--out", "o"], "clip.mp4 is no picture"),
         (["photos", *ONE, "--out", "o", "--steps", "3"], "steps: this model is an LDIS-1"),
     ],
@@ -256,6 +258,12 @@ def test_mistakes(arguments: list[str], message: str, inside: Path, capsys: pyte
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (inside / "o").exists()
+
+
+def test_a_query_that_is_named_twice_is_one(inside: Path) -> None:
+    names = ["photos/p0.png", "./photos/p0.png", str(inside / "photos/p0.png"), "photos/p*.png", "clip.mp4"]
+    pictures, videos = find_queries(names)
+    assert pictures == [Path(f"photos/p{number}.png") for number in range(4)] and videos == [Path("clip.mp4")]
 
 
 def test_references_belong_to_the_name_before_them() -> None:
@@ -269,6 +277,13 @@ def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         segment_command.main(["--help"])
     assert "--reference" in capsys.readouterr().out
+
+
+def test_the_line_to_try_is_one_for_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my pictures"
+    assert main(["example", str(folder), "--queries", "1"]) == 0
+    line = capsys.readouterr().out.splitlines()[1].removeprefix("try: ")
+    assert f"{folder}/reference.png" in shlex.split(line) and f"'{folder}'/query-*.png" in line
 
 
 def test_examples(tmp_path: Path) -> None:
