@@ -76,7 +76,8 @@ def _whole(value: object, least: int) -> bool:
 
 def _number(value: object) -> bool:
     """A finite one, of Python's or numpy's."""
-    return isinstance(value, Real) and not isinstance(value, bool) and -math.inf < value < math.inf
+    number: Any = value  # `Real` has no order for type checkers
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(number) < math.inf
 
 
 def _two_numbers(value: object) -> bool:
