@@ -1,5 +1,6 @@
 """What is behind the page, without a browser."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -229,7 +230,7 @@ def test_examples() -> None:
 
 def test_addresses() -> None:
     pytest.importorskip("starlette", reason="the extra `demo` is not installed")
-    from ldis_lightning.demo.guard import is_loopback, middleware, without_port
+    from ldis_lightning.demo.guard import LoopbackNamesOnly, is_loopback, middleware, without_port
 
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "box.lan")] == [
         *(True, True, True, False, False)
@@ -240,6 +241,17 @@ def test_addresses() -> None:
     assert [len(middleware(host)) for host in ("127.0.0.2", "::1", "localhost", "0.0.0.0")] == [2, 2, 2, 1]
     import socket
 
+    answers: list[Any] = []
+
+    async def page(*arguments: Any) -> None:
+        answers.append("the page")
+
+    async def send(message: Any) -> None:
+        answers.append(message.get("status"))
+
+    for host in (b"[::1]:7860", b"elsewhere.example"):
+        asyncio.run(LoopbackNamesOnly(page)({"type": "http", "headers": [(b"host", host)]}, None, send))
+    assert answers[:2] == ["the page", 400]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
