@@ -130,4 +130,5 @@ def safe_name(clip: str) -> str:
 def named_apart(name: str, what: str) -> str:
     """`name` cut short, with a hash of `what` it stands for."""
     start = name.encode()[: MAX_NAME - 16].decode(errors="ignore")
-    return f"{start or 'clip'}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(what.encode(errors="surrogateescape")).hexdigest()  # names of files may not be UTF-8
+    return f"{start or 'clip'}-{digest[:12]}"

@@ -33,32 +33,34 @@ def _run(name: str, args: list[str]) -> int:
     return COMMANDS[name][1](args)
 
 
-def class_names(text: str) -> dict[int, str]:
-    """Parse `--class_names`: `1=sky,2=building`, or the path of a YAML or JSON file `{1: sky, 2: building}`.
+def class_names(text: str, option: str = "--class_names") -> dict[int, str]:
+    """Parse an option: `1=sky,2=building`, or the path of a YAML or JSON file `{1: sky, 2: building}`.
+
+    Args:
+        text: its value.
+        option: its name, for messages.
 
     Raises:
         UserError: it is neither.
     """
     if text and ("=" not in text or Path(text).is_file()):
-        return _class_names_in_file(Path(text))
+        return _class_names_in_file(Path(text), option)
     names: dict[int, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         number, equals, name = part.partition("=")
         if not equals or not number.strip().isdecimal():
-            raise UserError(f"--class_names: `{part}` is not of the form 1=sky. Names with commas belong in a file.")
+            raise UserError(f"{option}: `{part}` is not of the form 1=sky. Names with commas belong in a file.")
         if int(number) in names:
-            raise UserError(f"--class_names: class {int(number)} is named twice.")
+            raise UserError(f"{option}: class {int(number)} is named twice.")
         names[int(number)] = name.strip()
     return names
 
 
-def _class_names_in_file(path: Path) -> dict[int, str]:
+def _class_names_in_file(path: Path, option: str) -> dict[int, str]:
     import yaml
 
     if not path.is_file():
-        raise UserError(
-            f"--class_names: there is no file {path}. Give a file, or the names themselves as 1=sky,2=building."
-        )
+        raise UserError(f"{option}: there is no file {path}. Give a file, or the names themselves as 1=sky,2=building.")
     try:
         names = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
     except (yaml.YAMLError, ValueError) as error:

@@ -12,3 +12,8 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class where it has none: libraries' messages can be pages long."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """A text that UTF-8 has bytes for. Names of files that are not in UTF-8 hold characters that it has none for."""
+    return text.encode(errors="backslashreplace").decode()

@@ -6,6 +6,7 @@ its mask point one out.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,11 +40,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the drawing (default: 0)")
     parsed = parser.parse(list(args))
     first, second = write_example(parsed.folder, parsed.queries, parsed.seed)
-    folder = Path(parsed.folder)
+    folder, quoted = Path(parsed.folder), shlex.quote(str(Path(parsed.folder)))
     print(
         f"{folder}: reference.png, mask.png ({first}), labels.png (1 {first}, 2 {second}), "
         f"query-1.png to query-{parsed.queries}.png, clip.mp4\n"
-        f"try: ldis segment {folder}/query-*.png --reference {folder}/reference.png --mask {folder}/mask.png "
+        f"try: ldis segment {quoted}/query-*.png --reference {quoted}/reference.png --mask {quoted}/mask.png "
         "--model tiny --out masks --overlay"
     )
     return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldis_lightning.command_line import Parser, at_least
 from ldis_lightning.datamodules.commands import class_names
-from ldis_lightning.errors import UserError
+from ldis_lightning.errors import UserError, printable
 
 if TYPE_CHECKING:
     from ldis_lightning.pipeline import Context, InContextSegmentationPipeline
@@ -37,7 +38,7 @@ def main(args: Sequence[str]) -> int:
     options = _parser().parse(list(args))
     concepts = grouped(options.shown or [])
     pictures, videos = find_queries(options.queries)
-    labels = class_names(options.labels)
+    labels = class_names(options.labels, "--labels")
     if labels and (len(concepts) > 1 or concepts[0][0]):
         raise UserError("--labels: label maps name their concepts themselves: leave --name out.")
     count = len(labels) if labels else len(concepts)
@@ -47,7 +48,8 @@ def main(args: Sequence[str]) -> int:
     style = options.format or ("indexed" if several else "binary")
     names = list(labels.values()) if labels else [name for name, _, _ in concepts]
     files = OutFiles(Path(options.out), [*pictures, *videos], names, style, options.overlay)
-    files.check(options.overwrite)
+    references = [Path(name).expanduser() for _, *of_concept in concepts for names in of_concept for name in names]
+    files.check(options.overwrite, references)
     from ldis_lightning.pipeline import InContextSegmentationPipeline
 
     pipe = InContextSegmentationPipeline.from_pretrained(options.model, trust_classes=options.trust_classes)
@@ -65,6 +67,8 @@ def _run(
 ) -> int:
     from tqdm import tqdm
 
+    from ldis_lightning.segment_files import CannotWrite
+
     settings = {name: getattr(options, name) for name in ("batch_size", "tile", "threshold", "seed", "steps")}
     settings["guidance"] = tuple(options.guidance) if options.guidance else None
     failed: list[str] = []
@@ -78,16 +82,18 @@ def _run(
             files.write_picture(result.source, result)
             bar.update()
     for video in videos:
-        frames = tqdm(pipe.video(video, context, **settings), video.name, unit=" frames", disable=None)
         try:
+            frames = tqdm(pipe.video(video, context, **settings), video.name, unit=" frames", disable=None)
             files.write_video(video, frames)
+        except CannotWrite:
+            raise
         except UserError as error:
             failed.append(str(error))
     files.finish()
-    print(files.summary())
+    print(printable(files.summary()))
     if failed:
         print(f"{len(failed)} of {len(pictures) + len(videos)} queries could not be read:")
-        print("\n".join(f"  {reason}" for reason in failed))
+        print(printable("\n".join(f"  {reason}" for reason in failed)))
     return 1 if failed else 0
 
 
@@ -134,7 +140,7 @@ def find_queries(names: Sequence[str]) -> tuple[list[Path], list[Path]]:
     from ldis_lightning.pipeline.inputs import SUFFIXES
     from ldis_lightning.pipeline.video import VIDEO_SUFFIXES, natural
 
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}  # absolute path -> as it was named first
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -146,9 +152,10 @@ def find_queries(names: Sequence[str]) -> tuple[list[Path], list[Path]]:
             matches = [p for p in sorted(map(Path, glob.glob(str(path), recursive=True))) if p.is_file()]
         if not matches:
             raise UserError(f"`{name}` is no file and no folder with pictures or videos, and fits the name of none.")
-        found.update(dict.fromkeys(matches))
-    videos = [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
-    return [path for path in found if path not in set(videos)], videos
+        for match in matches:
+            found.setdefault(os.path.abspath(match), match)
+    pictures = [path for path in found.values() if path.suffix.lower() not in VIDEO_SUFFIXES]
+    return pictures, [path for path in found.values() if path.suffix.lower() in VIDEO_SUFFIXES]
 
 
 def _encode(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from PIL import Image
 from ldis_lightning.callbacks.clips import label_image, named_apart, safe_name
 from ldis_lightning.callbacks.movies import Mp4
 from ldis_lightning.callbacks.overlay import Overlay, tinted
-from ldis_lightning.errors import UserError
+from ldis_lightning.checkpoint_files import FULL
+from ldis_lightning.errors import UserError, printable
 from ldis_lightning.files import write_atomically
 from ldis_lightning.pipeline.results import Segmentation
 from ldis_lightning.pipeline.video import VIDEO_SUFFIXES, VideoFile
@@ -22,6 +26,12 @@ from ldis_lightning.suggestions import some
 
 RLE = "masks.json"
 """In the format of COCO's annotation files, which `pycocotools.coco.COCO` opens."""
+FRAME = re.compile(r"\d{5,}(\..+)?\.png")
+"""Names of a video's masks."""
+
+
+class CannotWrite(UserError):
+    """Nothing can be written, of this query or of any other."""
 
 
 class OutFiles:
@@ -45,17 +55,26 @@ class OutFiles:
         self._annotations: list[dict[str, Any]] = []
         self._counts = {"pictures": 0, "frames": 0, "videos": 0, "files": 0}
 
-    def check(self, overwrite: bool) -> None:
-        """Check that nothing would be replaced, unless that is wanted.
+    def check(self, overwrite: bool, references: Sequence[Path] = ()) -> None:
+        """Check that files can be written, and that nothing would be replaced, unless that is wanted.
+
+        Args:
+            overwrite: replace what is there.
+            references: files beside the queries that are read: none of them is ever replaced.
 
         Raises:
-            UserError: the folder is a file, or something is there.
+            UserError: the folder is a file or cannot be written, or something is there.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"--out {self.folder} is a file: name a folder.")
+        with self._writing(self.folder):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"--out {self.folder} is a file: name a folder.")
+            there = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
+            with tempfile.TemporaryFile(dir=there):
+                pass
         planned = [path for query in self._names for path in self._planned(query)]
         planned += [self.folder / RLE] if self.style == "rle" else []
         taken = [path for path in planned if path.exists()]
+        _check_spared([*self._names, *references], taken)
         if taken and not overwrite:
             shown = some(map(str, taken))
             raise UserError(f"{shown} would be replaced: add --overwrite, or choose another --out.")
@@ -70,7 +89,7 @@ class OutFiles:
         """Write a picture's result.
 
         Raises:
-            UserError: the folder cannot be written.
+            CannotWrite: the folder cannot be written.
         """
         name = self._names[query]
         self._write_masks(name, result, {"file_name": str(query)})
@@ -84,11 +103,12 @@ class OutFiles:
         """Write a video's results as they come: a folder of masks, and a movie that appears when it is whole.
 
         Raises:
-            UserError: the video does not decode to its end (the masks up to there stay), or the folder cannot be
-                written.
+            CannotWrite: the folder cannot be written.
+            UserError: the video does not decode to its end: the masks up to there stay.
         """
         name, movie, overlay = self._names[query], None, None
         fps = VideoFile(query).fps
+        self._remove_frames(self.folder / name)
         try:
             for number, result in enumerate(results):
                 image = {"file_name": str(query), "frame": number}
@@ -96,12 +116,15 @@ class OutFiles:
                 if self.overlay:
                     if overlay is None or movie is None:
                         size = (result.picture.shape[0], result.picture.shape[1])
-                        overlay = Overlay(query.stem, self.concepts if self.named else [], size, Mp4.least, Mp4.most)
-                        movie = Mp4(self.folder / f"{name}.overlay.mp4", overlay.shape, min(max(fps, 0.1), 240))
-                    movie.add(overlay.draw(result.picture, result.labels, number))
+                        concepts = self.concepts if self.named else []
+                        overlay = Overlay(printable(query.stem), concepts, size, Mp4.least, Mp4.most)
+                        movie = self._movie(name, overlay.shape, fps)
+                    with self._writing(movie.path):
+                        movie.add(overlay.draw(result.picture, result.labels, number))
                 self._counts["frames"] += 1
             if movie is not None:
-                movie.finish()
+                with self._writing(movie.path):
+                    movie.finish()
                 self._counts["files"] += 1
         except BaseException:
             if movie is not None:
@@ -110,11 +133,15 @@ class OutFiles:
         self._counts["videos"] += 1
 
     def finish(self) -> None:
-        """Write what all queries share."""
+        """Write what all queries share.
+
+        Raises:
+            CannotWrite: the folder cannot be written.
+        """
         if self.style == "rle":
             categories = [{"id": number, "name": name} for number, name in enumerate(self.concepts, start=1)]
             content = {"images": self._images, "annotations": self._annotations, "categories": categories}
-            text = json.dumps(content, ensure_ascii=False)
+            text = printable(json.dumps(content, ensure_ascii=False))  # JSON has the same escapes
             self._write(self.folder / RLE, lambda path: path.write_text(text, encoding="utf-8"))
 
     def summary(self) -> str:
@@ -158,12 +185,53 @@ class OutFiles:
                     }
                 )
 
-    def _write(self, path: Path, write: Any) -> None:
+    def _remove_frames(self, folder: Path) -> None:
+        """Those of an earlier run: it may have been of a longer video."""
+        with self._writing(folder):
+            for path in folder.glob("*.png"):
+                if FRAME.fullmatch(path.name):
+                    path.unlink()
+
+    def _movie(self, name: str, shape: tuple[int, int], fps: float) -> Mp4:
+        path = self.folder / f"{name}.overlay.mp4"
         try:
+            with self._writing(path):
+                return Mp4(path, shape, min(max(fps, 0.1), 240))
+        except CannotWrite:
+            raise
+        except UserError as error:  # it names an option that this command does not have
+            raise CannotWrite("--overlay: PyAV has no encoder for an mp4 here: leave --overlay out.") from error
+
+    def _write(self, path: Path, write: Any) -> None:
+        with self._writing(path):
             write_atomically(path, write)
-        except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}): choose another --out.") from error
         self._counts["files"] += 1
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Inside, what keeps a file from being written is a `CannotWrite`, but for a full disk."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise CannotWrite(f"{path} cannot be written ({error.strerror or error}): choose another --out.") from error
+
+
+def _check_spared(read: Sequence[Path], taken: Sequence[Path]) -> None:
+    """Check that no file that is read would be replaced: a planned file may be one, a planned folder may hold one."""
+    there = [path for path in read if path.exists()]
+    files = {_identity(path): path for path in there}
+    files |= {_identity(path.parent): path for path in there if FRAME.fullmatch(path.name)}
+    for path in taken:
+        if (spared := files.get(_identity(path))) is not None:
+            raise UserError(f"{spared} is read and would be replaced: choose another --out.")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of a file."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _file_names(queries: Sequence[Path]) -> dict[Path, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,8 @@ def main(args: Sequence[str]) -> int:
 
 
 def anew(references: int, queries: int, common: Settings) -> Work:
-    """The references are encoded before every query."""
-    pipe, shown, masks, asked = _prepared(references, queries, common)
+    """The references are encoded before every query, and nothing is compiled."""
+    pipe, shown, masks, asked = _prepared(references, queries, replace(common, compile=False))
 
     def turn(number: int) -> None:
         for _ in range(common.calls):

@@ -55,12 +55,14 @@ def check_out(out: Path, overwrite: bool) -> None:
     if not out.exists() and not out.is_symlink():
         return
     if out.is_symlink() or not out.is_dir():
-        raise UserError(f"{out} exists and is no folder: choose another --out.")
+        raise UserError(f"{out} exists and is no folder: choose another place.")
     names = {entry.name for entry in out.iterdir()}
     if names and not (CONFIG in names and UNET in names and names <= CONTENT):
-        raise UserError(f"{out} exists and holds something else than a converted model: choose another --out.")
+        raise UserError(f"{out} exists and holds something else than a converted model: choose another place.")
     if names and not overwrite:
-        raise UserError(f"{out} exists: add --overwrite to replace it, or choose another --out.")
+        raise UserError(
+            f"{out} exists: add --overwrite (`overwrite=True` in Python) to replace it, or choose another place."
+        )
 
 
 def write_folder(
@@ -108,7 +110,7 @@ def write_folder(
                 out.rename(Path(hidden, "replaced"))
             files.rename(out)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}. Choose another --out.") from error
+        raise UserError(f"{out} cannot be written: {error.strerror or error}. Choose another place.") from error
 
 
 def _write_parts(model: InContextSegmenter, spec: Spec, folder: Path) -> Spec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ import tempfile
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Open a page in the browser: paint over a thing in one picture, and see it found in others.
 
-Pictures stay in this program's memory and are gone when it ends."""
+Pictures stay in this program's memory and its temporary folder, and are gone when it ends."""
 
 PORTS = range(7860, 7960)
 """Tried in order where none is asked for."""
@@ -46,8 +45,9 @@ def main(args: Sequence[str]) -> int:
         page = build(options.model, options.device, Path(folder), options.trust_classes)
         address = launch(page, options.host, options.port)
         try:
-            _greet(address, options)
-            wait(ended)
+            with suppress(KeyboardInterrupt):
+                _greet(address, options)
+                wait(ended)
         finally:
             page.blocks.close(verbose=False)
     return 0
@@ -55,10 +55,20 @@ def main(args: Sequence[str]) -> int:
 
 @contextmanager
 def ended_by_signals() -> Iterator[threading.Event]:
-    """Inside, Ctrl-C and SIGTERM set the event, so that all is tidied up before the process ends."""
+    """Inside, the first Ctrl-C or SIGTERM sets the event and interrupts. Others do not disturb the tidying up.
+
+    Raises:
+        KeyboardInterrupt: at the first one.
+    """
     ended = threading.Event()
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: ended.set()) for number in numbers]
+
+    def end(*_: object) -> None:
+        if not ended.is_set():
+            ended.set()
+            raise KeyboardInterrupt
+
+    before = [signal.signal(number, end) for number in numbers]
     try:
         yield ended
     finally:
@@ -168,15 +178,9 @@ def free_port(host: str, port: int | None) -> int:
     raise UserError(f"--port: {PORTS[0]} to {PORTS[-1]} are all taken: choose another.")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _greet(address: str, options: Namespace) -> None:
+    from ldis_lightning.demo.guard import is_loopback
+
     if not is_loopback(options.host):
         print(
             f"warning: --host {options.host}: everyone who reaches this machine over its networks can use this page, "

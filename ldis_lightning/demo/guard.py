@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 POLICY = "; ".join(
     (
@@ -47,6 +48,34 @@ class OwnAddressOnly:
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
+class LoopbackNamesOnly:
+    """Refuses requests under a name that is not loopback's. Starlette's own guard cannot read `[::1]:7860`."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As ASGI has it."""
+        if scope["type"] in ("http", "websocket") and not is_loopback(without_port(Headers(scope=scope).get("host"))):
+            await PlainTextResponse("Invalid host header", status_code=400)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def without_port(host: str | None) -> str:
+    """The name or address in a `Host` header: `[::1]:7860` -> `::1`."""
+    host = (host or "").lower()
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def middleware(host: str) -> list[Middleware]:
     """For the server of a host.
 
@@ -54,6 +83,6 @@ def middleware(host: str) -> list[Middleware]:
     lets point here.
     """
     guards = [Middleware(OwnAddressOnly)]
-    if host in ("127.0.0.1", "localhost"):
-        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
+    if is_loopback(host):
+        guards.append(Middleware(LoopbackNamesOnly))
     return guards

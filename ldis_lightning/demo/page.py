@@ -151,7 +151,7 @@ class Page:
     def new_queries(self, session: Session, paths: list[str] | None) -> Changes:
         """Pictures, or a clip."""
         problems = []
-        for path in paths or []:
+        for path in dict.fromkeys(paths or []):  # Gradio gives files of one name and content one path
             try:
                 session.add_query(read_upload(path, read_query))
             except UserError as error:
@@ -220,7 +220,8 @@ class Page:
         said += f", {time.monotonic() - began:.1f} s. The threshold moves without looking again."
         notes = " ".join([*session.problems, said])
         session.problems = []
-        yield {**self._found(queries, done, movie=True), **self._working(False), **self._say(notes)}
+        movie = self._movie(session, session.results)
+        yield {**self._found(queries, done), **movie, **self._working(False), **self._say(notes)}
 
     def _settings(self, threshold: float, sampler: Sequence[Any]) -> dict[str, Any]:
         if not self.many_steps:
@@ -245,13 +246,14 @@ class Page:
 
     def redraw_movie(self, session: Session, threshold: float) -> Changes:
         """The movie of a clip with another threshold, when the slider is let go."""
-        return self._movie(session.queries, session.results_at(threshold)) if session.results else {}
+        return self._movie(session, session.results_at(threshold)) if session.results else {}
 
     def download(self, session: Session, threshold: float) -> str:
         """The masks as a file."""
         if not session.results:
             raise gr.Error("There are no masks yet.", print_exception=False)
-        return str(drawing.write_masks(session.queries, session.results_at(threshold), self.folder))
+        path = drawing.write_masks(session.queries, session.results_at(threshold), self.folder)
+        return str(session.keep_file("masks", path))
 
     # ---- Changes of the page
 
@@ -279,16 +281,14 @@ class Page:
             on.movie: gr.update(value=None, visible=False),
         }
 
-    def _found(self, queries: Sequence[Query], frames: Sequence[Segmentation], movie: bool = False) -> Changes:
-        results = split(frames, queries)
-        shown = drawing.results_shown(queries, results)
-        changes: Changes = {self.parts.results: gr.update(value=shown, columns=_columns(len(shown)))}
-        return {**changes, **self._movie(queries, results)} if movie else changes
+    def _found(self, queries: Sequence[Query], frames: Sequence[Segmentation]) -> Changes:
+        shown = drawing.results_shown(queries, split(frames, queries))
+        return {self.parts.results: gr.update(value=shown, columns=_columns(len(shown)))}
 
-    def _movie(self, queries: Sequence[Query], results: Sequence[Sequence[Segmentation]]) -> Changes:
-        for query, frames in zip(queries, results, strict=False):
+    def _movie(self, session: Session, results: Sequence[Sequence[Segmentation]]) -> Changes:
+        for query, frames in zip(session.queries, results, strict=False):
             if query.fps is not None:
-                path = drawing.write_movie(query, frames, self.folder)
+                path = session.keep_file("movie", drawing.write_movie(query, frames, self.folder))
                 return {self.parts.movie: gr.update(value=str(path), visible=True)}
         return {self.parts.movie: gr.update(value=None, visible=False)}
 

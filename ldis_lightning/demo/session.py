@@ -1,9 +1,11 @@
-"""What one visitor of the page has shown and found: pictures in memory, nothing on disk."""
+"""What one visitor of the page has shown and found: pictures in memory, and files that the browser was given."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +64,7 @@ class Session:
         queries: where to look.
         results: of each query that has been segmented, in order, one a frame.
         problems: what could not be read of what was dropped last.
+        files: folders of what the browser was last given, by what it is: "movie", "masks".
         runs: how many there were, and stops of them: what an earlier one still has to show is out of date.
     """
 
@@ -71,6 +74,7 @@ class Session:
     queries: list[Query] = field(default_factory=list)
     results: list[list[Segmentation]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
     runs: int = 0
 
     def finish_draft(self, painted: NDArray[np.bool_] | None) -> None:
@@ -120,11 +124,23 @@ class Session:
     def clear_queries(self) -> None:
         """Forget the queries and their results."""
         self.queries, self.results, self.problems = [], [], []
+        for kind in list(self.files):
+            self._remove(kind)
 
     def forget(self) -> None:
         """Forget everything."""
         self.draft, self.ready, self.references = None, None, []
         self.clear_queries()
+
+    def keep_file(self, kind: str, path: Path) -> Path:
+        """A file in a folder of its own, which takes the place of the one of its kind before."""
+        self._remove(kind)
+        self.files[kind] = path.parent
+        return path
+
+    def _remove(self, kind: str) -> None:
+        if folder := self.files.pop(kind, None):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def results_at(self, threshold: float) -> list[list[Segmentation]]:
         """The results as they are with another threshold of the logits. The model is not asked again."""

@@ -28,13 +28,16 @@ def read_upload(path: str | Path, read: Callable[[str], Read]) -> Read:
     """What `read` makes of an uploaded file, which is then deleted.
 
     Raises:
-        UserError: with the name that the visitor knows in it.
+        UserError: with the name that the visitor knows in it. Also where the file is gone: whoever drops the same file
+            at the same time is given the same path.
     """
     path = Path(path)
     try:
         return read(str(path))
     except UserError as error:
         raise UserError(str(error).replace(str(path), path.name)) from error
+    except OSError as error:
+        raise UserError(f"{path.name} did not arrive: try again.") from error
     finally:
         path.unlink(missing_ok=True)
 
@@ -68,7 +71,7 @@ def read_query(path: str) -> Query:
     try:
         movie = VideoFile(path)
     except UserError as error:
-        raise UserError(f"{path} is no picture (JPEG, PNG, WebP, BMP) and no video that can be read.") from error
+        raise UserError(f"{path} is no picture (JPEG, PNG, WebP, BMP), and {error}") from error
     return Query(name, _frames(movie), min(max(movie.fps, 1.0), 60.0))
 
 
@@ -100,7 +103,7 @@ def painted_layers(layers: list[bytes]) -> NDArray[np.bool_] | None:
         layers: PNGs with transparency, from the browser.
 
     Returns:
-        (h, w); None without layers, or where they are not of one size.
+        (h, w) of the last layer, and what is painted on those before it of that size; None without layers.
 
     Raises:
         UserError: one is no such PNG, or too large.

@@ -31,12 +31,16 @@ class Engine:
     Args:
         model: in evaluation mode.
         image_size: side S of the squares that it sees, in pixels.
+
+    Attributes:
+        rounded: the weights have been held in less than float32, and are no longer those that were trained.
     """
 
     def __init__(self, model: InContextSegmenter, image_size: int) -> None:
         self.model = model
         self.image_size = image_size
         self.dtype = torch.float32
+        self.rounded = False
         self.lock = threading.RLock()
 
     @property
@@ -56,11 +60,16 @@ class Engine:
             for network in (self.model.unet, self.model.autoencoder, self.model.instruction.encoder):
                 nn.Module.to(network, dtype)  # diffusers' own warns of what autocast takes care of
         self.dtype = dtype
+        self.rounded = self.rounded or dtype != torch.float32
 
     def instruction(self, images: Tensor, masks: Tensor) -> Instruction:
-        """Of one concept: its K references (1, K, 3, S, S) in [-1, 1] and masks (1, K, S, S) uint8 {0, 1}."""
+        """Of one concept: its K references (1, K, 3, S, S) in [-1, 1] and masks (1, K, S, S) uint8 {0, 1}.
+
+        Its tokens are float32 in any dtype, so that they can be used after a cast.
+        """
         with self.lock, self.computing():
             instruction = self.model.instruction(images.to(self.device), masks.to(self.device))
+            instruction = instruction._replace(tokens=instruction.tokens.float())
             # Where every reference gives an answer of its own, they are told apart by their places.
             return instruction if self.model.reference_fusion.separate else compact(instruction)
 

@@ -124,10 +124,11 @@ class InContextSegmentationPipeline:
             overwrite: replace a folder of this kind.
 
         Raises:
-            UserError: it may not be written there, or the pipeline was not made by `from_pretrained`, or is not in
-                float32.
+            UserError: it may not be written there, or the pipeline was not made by `from_pretrained`, or is not, or
+                was once not, in float32.
         """
-        self._write(Path(folder), Path(folder).name, rows, overwrite)
+        out = Path(folder).expanduser().absolute()
+        self._write(out, out.name, rows, overwrite)
 
     def push_to_hub(
         self,
@@ -175,6 +176,10 @@ class InContextSegmentationPipeline:
             raise UserError("only a pipeline of from_pretrained can be saved: this one was made of parts.")
         if self.dtype != torch.float32:
             raise UserError(f"weights are saved in float32, and these are {self.dtype}: load them without torch_dtype.")
+        if self._engine.rounded:
+            raise UserError(
+                "weights are saved as they were trained, and these were rounded to bfloat16: load them again."
+            )
         card = model_card(name, self.model, self.image_size, rows)
         with self._engine.lock:
             try:
@@ -236,7 +241,8 @@ class InContextSegmentationPipeline:
         """Write the one-step model as ONNX: see `ldis_lightning.pipeline.onnx_export`."""
         from ldis_lightning.pipeline.onnx_export import export
 
-        return export(self, Path(folder), overwrite)
+        with self._engine.lock:
+            return export(self, Path(folder), overwrite)
 
     # ---- What it does
 
@@ -336,8 +342,9 @@ class InContextSegmentationPipeline:
         self, queries: Iterator[Query], context: Context, settings: Settings
     ) -> Generator[Segmentation, None, None]:
         waiting: list[Query] = []
+        broken: list[UserError] = []
         most = max(1, settings.batch_size // len(context))
-        for query in queries:
+        for query in _until_broken(queries, broken):
             tiled = settings.tile is not None and max(query.size) > settings.tile
             if tiled or len(waiting) == most:
                 yield from self._segment(waiting, context, settings)
@@ -347,6 +354,8 @@ class InContextSegmentationPipeline:
             else:
                 waiting.append(query)
         yield from self._segment(waiting, context, settings)
+        if broken:
+            raise broken[0]
 
     def _segment(self, queries: Sequence[Query], context: Context, settings: Settings) -> list[Segmentation]:
         """Queries at once, each as a whole."""
@@ -415,6 +424,15 @@ def _read(
         yield Query(picture, source)
 
 
+def _until_broken(queries: Iterator[Query], broken: list[UserError]) -> Iterator[Query]:
+    """Queries up to one that cannot be read, whose error is put into `broken`: those before it still have to be
+    computed."""
+    try:
+        yield from queries
+    except UserError as error:
+        broken.append(error)
+
+
 def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
@@ -424,4 +442,10 @@ def _device(name: str | torch.device) -> torch.device:
         raise UserError("device: torch finds no GPU here; use cpu.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device: torch finds no Metal (mps) here; use cpu.")
+    if device.type == "meta":
+        raise UserError("device: nothing is computed on `meta`; use cpu, cuda or mps.")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # such as a second GPU where there is one
+        raise UserError(f"device: torch cannot use `{name}` here ({first_line(error)}); use another.") from error
     return device

@@ -16,7 +16,14 @@ from torch import Tensor
 from ldis_lightning.episode import IGNORE_INDEX
 from ldis_lightning.errors import UserError
 from ldis_lightning.imaging.jpeg import Jpeg
-from ldis_lightning.imaging.pictures import MAX_PIXELS, UNREADABLE, open_picture
+from ldis_lightning.imaging.pictures import (
+    MAX_PIXELS,
+    MAX_SCANS,
+    UNREADABLE,
+    frame_of,
+    open_picture,
+    too_many_scans,
+)
 
 PictureLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor"
 Pixels: TypeAlias = "NDArray[np.uint8]"
@@ -27,6 +34,7 @@ STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"BM": "BMP"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Of the picture files that are looked for in folders. What a file is says its content."""
 ORIENTATION = 0x0112  # of EXIF
+BIT_DEPTH = 24  # where it is in a PNG
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,7 +65,7 @@ def read_picture(source: PictureLike, name: str = "the picture") -> Pixels:
         name: what to call it in messages.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8, not shared with the source.
 
     Raises:
         UserError: it is no such picture, damaged, or has more than 2**26 pixels.
@@ -66,7 +74,7 @@ def read_picture(source: PictureLike, name: str = "the picture") -> Pixels:
     if isinstance(source, str | os.PathLike):
         return _rgb_of_file(_read_file(source, name), name)
     if isinstance(source, Image.Image):
-        return _guarded(lambda: _rgb(ImageOps.exif_transpose(_bounded(source, name))), name)
+        return _guarded(lambda: _rgb(ImageOps.exif_transpose(_bounded(source, name)), name), name)
     return _rgb_of_array(_array(source, name), name)
 
 
@@ -75,7 +83,8 @@ def read_mask(source: PictureLike, name: str = "the mask") -> Pixels:
 
     Foreground is: in bool, True; in floating point, 0.5 and more; in whole numbers, the one value that there is beside
     0, or 1 where the only other one is 255 (ignored, and so background). Greys with soft edges up to 255 count from 128
-    on. Of a picture with transparency, the opacity is the mask; of several channels, the brightest.
+    on. Of a picture with a palette the indices count, but where their colours are black and white alone, it is those.
+    Of a picture with transparency, the opacity is the mask; of several channels, the brightest.
 
     Args:
         source: as in `read_picture`.
@@ -98,7 +107,7 @@ def read_mask(source: PictureLike, name: str = "the mask") -> Pixels:
 def read_labels(source: PictureLike, name: str = "the label map") -> NDArray[np.integer]:
     """A label map: (H, W) whole numbers, 0 none, 255 ignore. Arguments and errors as in `read_mask`."""
     name = name_of(source, name)
-    values, _ = _values(source, name)
+    values, _ = _values(source, name, labels=True)
     if not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"{name} holds {values.dtype} values: a label map holds whole numbers.")
     return values
@@ -150,13 +159,15 @@ def _open(data: bytes, name: str) -> Image.Image:
         kind = "WEBP"
     if kind is None:
         raise UserError(f"{name} is no picture: JPEG, PNG, WebP and BMP can be read, whatever the name ends in.")
+    if kind == "JPEG" and too_many_scans(data, frame_of(data)):
+        raise UserError(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it anew.")
     return open_picture(data, kind, name)
 
 
 def _rgb_of_file(data: bytes, name: str) -> Pixels:
     image = _open(data, name)
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
-        return _guarded(lambda: _rgb(ImageOps.exif_transpose(image)), name)
+        return _guarded(lambda: _rgb(ImageOps.exif_transpose(image), name), name)
 
     def error(reason: str) -> UserError:
         return UserError(f"{name}: {reason}")
@@ -182,7 +193,9 @@ def _bounded(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def _rgb(image: Image.Image) -> Pixels:
+def _rgb(image: Image.Image, name: str) -> Pixels:
+    if image.mode == "F":  # Pillow would take [0, 1] for 0 .. 255
+        return _rgb_of_array(_array(np.asarray(image), name), name)
     if image.mode.startswith("I"):  # 16 bits: Pillow would cut them off at 255
         grey = np.asarray(image)
         return np.repeat((grey.clip(0, 65535) // 257).astype(np.uint8)[..., None], 3, axis=2)
@@ -234,21 +247,35 @@ def _rgb_of_array(array: NDArray[Any], name: str) -> Pixels:
         raise UserError(f"{name} holds {array.dtype} values: uint8, or floating point in [0, 1], is needed.")
     if array.ndim == 2:
         return np.repeat(array[..., None], 3, axis=2)
-    return np.ascontiguousarray(array[..., :3])
+    return np.array(array[..., :3], order="C")  # a copy: readers of videos may fill one buffer again and again
 
 
-def _values(source: PictureLike, name: str) -> tuple[NDArray[Any], bool]:
-    """What a mask holds, (H, W), and whether the values are indices of a palette."""
+def _values(source: PictureLike, name: str, labels: bool = False) -> tuple[NDArray[Any], bool]:
+    """What a mask or a label map holds, (H, W), and whether the values are indices of a palette."""
     if isinstance(source, str | os.PathLike):
-        source = _open(_read_file(source, name), name)
+        data = _read_file(source, name)
+        source = _open(data, name)
+        if labels and source.format == "PNG" and source.mode == "L" and data[BIT_DEPTH] != 8:
+            # Pillow stretches greys to 0 .. 255, so that label 1 would become 85 or 17.
+            raise UserError(f"{name} is a {data[BIT_DEPTH]}-bit grey PNG: save it with 8 bits.")
     if isinstance(source, Image.Image):
         image = _guarded(lambda: ImageOps.exif_transpose(_bounded(source, name)), name)
-        return _guarded(lambda: _one_channel(_pixels_of_mask(image)), name), image.mode == "P"
+        if not labels and image.mode == "P" and _guarded(lambda: _is_black_and_white(image), name):
+            image = image.convert("L")
+        return _guarded(lambda: _one_channel(_pixels_of_mask(image, name)), name), image.mode == "P"
     return _one_channel(_array(source, name)), False
 
 
-def _pixels_of_mask(image: Image.Image) -> NDArray[Any]:
-    if image.mode in ("1", "L", "P", "F") or image.mode.startswith("I"):
+def _is_black_and_white(image: Image.Image) -> bool:
+    """Whether the colours that are used of a palette are black and white, in any order."""
+    colours, used = np.reshape(image.getpalette() or [], (-1, 3)), np.unique(np.asarray(image))
+    return used[-1] < len(colours) and set(map(tuple, colours[used].tolist())) == {(0, 0, 0), (255, 255, 255)}
+
+
+def _pixels_of_mask(image: Image.Image, name: str) -> NDArray[Any]:
+    if image.mode == "F":
+        return _array(np.asarray(image), name)
+    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         return np.asarray(image)
     return np.asarray(image.convert("RGBA" if "A" in image.mode or "a" in image.mode else "RGB"))
 

@@ -103,7 +103,7 @@ class PromptEncoderGraph(nn.Module):
 
 
 def export(pipe: InContextSegmentationPipeline, folder: Path, overwrite: bool = False) -> list[Path]:
-    """Write both graphs and their sizes to a folder, all or none.
+    """Write both graphs and their sizes to a folder: nothing where one of them cannot be exported.
 
     Args:
         pipe: of an LDIS-1, in float32. It is moved to the CPU while it is traced.
@@ -114,13 +114,20 @@ def export(pipe: InContextSegmentationPipeline, folder: Path, overwrite: bool = 
         The files.
 
     Raises:
-        UserError: the model takes many steps or draws noise, `onnx` is not installed, or a part has no ONNX.
+        UserError: the model takes many steps, draws noise or puts several answers together, `onnx` is not
+            installed, or a part has no ONNX.
     """
     model = pipe.model
     if not isinstance(model, LDIS1):
         raise UserError(f"ONNX: {type(model).__name__} takes many steps, which no graph holds: export an LDIS-1.")
     if model.add_noise:
         raise UserError("ONNX: this model adds noise to the query (model.add_noise), which no graph can draw.")
+    if model.reference_fusion.separate:
+        fusion = type(model.reference_fusion).__name__
+        raise UserError(
+            f"ONNX: {fusion} puts the answers of several references together, which no graph does: set "
+            "model.reference_fusion to null."
+        )
     if pipe.dtype != torch.float32:
         raise UserError(f"ONNX: the model is held in {pipe.dtype}: load it without torch_dtype.")
     if model.execution.compile:

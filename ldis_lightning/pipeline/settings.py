@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from ldis_lightning.errors import UserError
@@ -48,9 +50,9 @@ class Settings:
             raise UserError(f"steps: a whole number from 1 on is needed, got {self.steps!r}.")
         if not _whole(self.seed, 0) or self.seed >= 2**63:
             raise UserError(f"seed: a whole number from 0 on is needed, got {self.seed!r}.")
-        if not isinstance(self.threshold, int | float) or not -1e6 < self.threshold < 1e6:
+        if not _number(self.threshold) or not -1e6 < self.threshold < 1e6:
             raise UserError(f"threshold: a number is needed, got {self.threshold!r}.")
-        if self.guidance is not None and len(self.guidance) != 2:
+        if self.guidance is not None and not _two_numbers(self.guidance):
             raise UserError(f"guidance: two numbers are needed, for the query and the instruction: {self.guidance!r}.")
 
 
@@ -68,4 +70,15 @@ def chosen(given: Mapping[str, Any]) -> Settings:
 
 
 def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """A whole number of Python's or numpy's, from `least` on."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _number(value: object) -> bool:
+    """A finite one, of Python's or numpy's."""
+    number: Any = value  # `Real` has no order for type checkers
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(number) < math.inf
+
+
+def _two_numbers(value: object) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(map(_number, value))

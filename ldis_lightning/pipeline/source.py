@@ -120,7 +120,7 @@ def _check(value: Any, key: str, config: Path) -> None:
             if name in OF_TIMM and item:
                 raise UserError(f"`{config}`: {where} would read what lies outside the folder. {_consent()}")
             if name in ("path", "weights") and item is not None:
-                _check_inside(item, where, config)
+                _check_inside(item, value.get("subfolder") if name == "path" else None, where, config)
             if name not in TEXTS or not isinstance(item, str):
                 _check(item, where, config)
             elif "://" in item or ":" in item:
@@ -136,13 +136,21 @@ def _consent() -> str:
     return "Where you trust the folder as you would trust a program, pass trust_classes=True."
 
 
-def _check_inside(item: object, key: str, config: Path) -> None:
-    folder, path = config.parent.absolute(), Path(os.path.abspath(str(item)))
-    if path != folder and folder not in path.parents:
-        raise UserError(f"`{config}`: {key} is `{item}`, outside the folder: write ${{here}}/... {_consent()}")
-    safe = path.suffix == ".safetensors" if key.endswith("weights") else not list(path.glob("*/*.bin"))
-    if not safe or (path == folder and not any(path.glob(f"*/{SAFETENSORS}"))):
-        raise UserError(f"`{config}`: {key}: weights must be safetensors. {_consent()}")
+def _check_inside(item: object, subfolder: object, key: str, config: Path) -> None:
+    """Check a file of weights, or a path with what is read below it: a folder in diffusers' format."""
+    path, is_file = Path(str(item), str(subfolder or "")), key.endswith("weights")
+    try:
+        path = path.expanduser()
+        # Files, but not folders, of the hub's cache are links to where it keeps their bytes.
+        path = path.parent.resolve() / path.name if is_file else path.resolve()
+        inside = path.is_relative_to(config.parent.resolve())
+    except (OSError, ValueError, RuntimeError):  # a zero byte, links in a circle, nobody's home
+        inside = False
+    if not inside:
+        raise UserError(f"`{config}`: {key} is `{path}`, outside the folder: write ${{here}}/... {_consent()}")
+    safe = path.suffix == ".safetensors" if is_file else (path / SAFETENSORS).is_file() and not any(path.glob("*.bin"))
+    if not safe:
+        raise UserError(f"`{config}`: {key}: weights must be safetensors, and `{path}` is something else. {_consent()}")
 
 
 def _is_ours(name: str) -> bool:

@@ -1,9 +1,11 @@
 """What is behind the page, without a browser."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 import zipfile
@@ -21,6 +23,7 @@ from ldis_lightning.demo import command, drawing, ready, uploads
 from ldis_lightning.demo.session import MOST_QUERIES, MOST_REFERENCES, Query, Session, drafted, split
 from ldis_lightning.demo.watching import segmenting
 from ldis_lightning.errors import UserError
+from ldis_lightning.pipeline import video
 
 
 def session_of(*names: str) -> Session:
@@ -87,9 +90,20 @@ def test_uploads_are_read_by_content_and_deleted(tmp_path: Path) -> None:
     assert (len(query.frames), query.frames[0].shape, query.fps) == (3, (480, 640, 3), 10.0)
     assert not path.exists()
     path.write_text("#EXTM3U\nhttp://127.0.0.1/x.ts")  # a playlist would make FFmpeg open other files
-    with pytest.raises(UserError, match=r"^clip.png is no picture .* and no video"):
+    with pytest.raises(UserError, match=r"^clip.png is no picture .* and clip.png is no video"):
         uploads.read_upload(path, uploads.read_query)
     assert not path.exists()
+    with pytest.raises(UserError, match=r"^clip\.png did not arrive: try again"):
+        uploads.read_upload(path, uploads.read_query)
+
+
+def test_videos_without_pictures_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    movie = Mp4(tmp_path / "clip.mp4", (48, 64), fps=10.0)
+    movie.add(picture(48, 64))
+    movie.finish()
+    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"^clip\.mp4 is no picture .* frames of 64 x 48 pixels, more than 1000"):
+        uploads.read_upload(tmp_path / "clip.mp4", uploads.read_query)
 
 
 def test_long_clips_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +208,18 @@ def test_masks_as_files(tmp_path: Path) -> None:
     assert [caption.split(":")[0] for _, caption in shown] == ["../a", "../a", "clip, frame 0", "clip, frame 1"]
 
 
+def test_files_for_the_browser_do_not_pile_up(tmp_path: Path) -> None:
+    session = session_of()
+    for kind in ("masks", "movie", "masks"):
+        path = drawing.new_folder(tmp_path) / "file"
+        path.touch()
+        assert session.keep_file(kind, path) == path
+        assert path.is_file()
+    assert len(list(tmp_path.iterdir())) == 2
+    session.forget()
+    assert not list(tmp_path.iterdir())
+
+
 def test_examples() -> None:
     example = ready.pictures()
     assert example.painted.shape == example.draft.shape[:2] and len(example.queries) == ready.QUERIES
@@ -203,11 +229,29 @@ def test_examples() -> None:
 
 
 def test_addresses() -> None:
-    assert [command.is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "box.lan")] == [
+    pytest.importorskip("starlette", reason="the extra `demo` is not installed")
+    from ldis_lightning.demo.guard import LoopbackNamesOnly, is_loopback, middleware, without_port
+
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "box.lan")] == [
         *(True, True, True, False, False)
     ]
+    assert [without_port(host) for host in ("[::1]:80", "127.0.0.2:7860", "Localhost", "[::1", None)] == [
+        *("::1", "127.0.0.2", "localhost", "::1", "")
+    ]
+    assert [len(middleware(host)) for host in ("127.0.0.2", "::1", "localhost", "0.0.0.0")] == [2, 2, 2, 1]
     import socket
 
+    answers: list[Any] = []
+
+    async def page(*arguments: Any) -> None:
+        answers.append("the page")
+
+    async def send(message: Any) -> None:
+        answers.append(message.get("status"))
+
+    for host in (b"[::1]:7860", b"elsewhere.example"):
+        asyncio.run(LoopbackNamesOnly(page)({"type": "http", "headers": [(b"host", host)]}, None, send))
+    assert answers[:2] == ["the page", 400]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -223,6 +267,22 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.setenv(name, "")
     assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == "error: ldis demo: gradio is missing: run `pip install 'ldis-lightning[demo]'`.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_can_be_interrupted_while_it_loads(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any) -> None:
+        signal.raise_signal(number)
+        pytest.fail("it goes on loading")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(command, "prepare_gradio", lambda folder: None)
+    monkeypatch.setattr(command, "build", load)
+    before = signal.getsignal(number)
+    assert cli.main(["demo"]) == cli.INTERRUPTED_STATUS
+    assert not list(tmp_path.iterdir()) and signal.getsignal(number) is before
 
 
 def test_command_ends_and_leaves_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from small_models import many_steps, one_step
 from tiny import PICTURE, PROMPT, masks, pictures
 
 from ldis_lightning.errors import UserError
+from ldis_lightning.instruction import MeanLogits
 from ldis_lightning.pipeline.onnx_export import PROMPT_ENCODER, SEGMENTER, SIZES
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -60,6 +61,8 @@ def test_models_that_no_graph_holds(tmp_path: Path) -> None:
         many_steps().export_onnx(tmp_path)
     with pytest.raises(UserError, match="adds noise to the query"):
         one_step(add_noise=True, timestep=10).export_onnx(tmp_path)
+    with pytest.raises(UserError, match="MeanLogits puts the answers of several references together"):
+        one_step(reference_fusion=MeanLogits()).export_onnx(tmp_path)
     with pytest.raises(UserError, match=r"held in torch\.bfloat16"):
         one_step().to(torch.bfloat16).export_onnx(tmp_path)
     with pytest.raises(UserError, match="the model is compiled"):

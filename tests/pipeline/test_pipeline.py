@@ -237,6 +237,14 @@ def test_bfloat16_is_near_float32() -> None:
     assert np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
 
 
+def test_a_context_outlives_a_cast() -> None:
+    pipe = one_step().to(torch.bfloat16)
+    context = pipe.encode(picture(), mask())
+    rough = pipe(picture(seed=1), context).logits[0]
+    exact = pipe.to(torch.float32)(picture(seed=1), context).logits[0]
+    assert np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+
+
 @pytest.mark.parametrize(
     "make", [pytest.param(one_step, id="LDIS-1"), pytest.param(many_steps, id="LDIS-n", marks=pytest.mark.slow)]
 )
@@ -265,11 +273,17 @@ def test_settings_that_cannot_be() -> None:
         ({"tile": 3}, "tile: a whole number from 16"),
         ({"seed": -1}, "seed"),
         ({"threshold": float("nan")}, "threshold: a number"),
+        ({"threshold": np.float32("inf")}, "threshold: a number"),
+        ({"guidance": 7.5}, "guidance: two numbers are needed"),
+        ({"guidance": ("a", "b")}, "guidance: two numbers are needed"),
+        ({"guidance": (1.0, float("nan"))}, "guidance: two numbers are needed"),
         ({"steps": 5}, "steps: this model is an LDIS-1, which takes one step"),
         ({"guidance": (1.0, 2.0)}, "guidance: this model is an LDIS-1"),
     ]:
         with pytest.raises(UserError, match=message):
             pipe(picture(), context, **settings)
+    of_numpy = {"threshold": np.float32(0.5), "batch_size": np.int64(2), "seed": np.uint8(1)}
+    assert pipe(picture(), context, **of_numpy).masks[0].shape == (40, 30)
     with pytest.raises(UserError, match="encoded by another pipeline"):
         one_step()(picture(), context)
     with pytest.raises(UserError, match="what `encode` returns is needed, got a list"):
@@ -283,6 +297,10 @@ def test_devices_and_types_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -
         pipe.to("cuda")
     with pytest.raises(UserError, match="`gpu` is none"):
         pipe.to("gpu")
+    with pytest.raises(UserError, match="torch cannot use `xpu:9` here"):
+        pipe.to("xpu:9")
+    with pytest.raises(UserError, match="nothing is computed on `meta`"):
+        pipe.to("meta")
     with pytest.raises(UserError, match=r"torch\.float32 or torch\.bfloat16, not torch\.float16"):
         pipe.to(torch.float16)
     assert pipe.to("cpu").device.type == "cpu"

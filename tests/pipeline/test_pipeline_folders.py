@@ -1,6 +1,7 @@
 """Models as folders: they come back as they were, and nothing in them runs."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_what_is_saved_comes_back(name: str, tmp_path: Path, request: pytest.Fix
     pipe.save_pretrained(tmp_path / "copy")
     again = Pipeline.from_pretrained(str(tmp_path / "copy"))
     np.testing.assert_allclose(logits(again), logits(pipe), atol=1e-5)
-    with pytest.raises(UserError, match="exists: add --overwrite"):
+    with pytest.raises(UserError, match=r"exists: add --overwrite \(`overwrite=True` in Python\)"):
         pipe.save_pretrained(tmp_path / "copy")
     pipe.save_pretrained(tmp_path / "copy", overwrite=True)
     assert not list((tmp_path / "copy").rglob("*.bin")) and (tmp_path / "copy/README.md").is_file()
@@ -51,11 +52,13 @@ def test_half_the_memory(folder: Path, tmp_path: Path) -> None:
     assert {part.dtype for part in pipe.model.unet.parameters()} == {torch.bfloat16}
     with pytest.raises(UserError, match=r"saved in float32, and these are torch\.bfloat16"):
         pipe.save_pretrained(tmp_path / "half")
+    with pytest.raises(UserError, match="were rounded to bfloat16: load them again"):
+        pipe.to(torch.float32).save_pretrained(tmp_path / "half")
     with pytest.raises(UserError, match="only a pipeline of from_pretrained can be saved"):
         one_step().save_pretrained(tmp_path / "parts")
 
 
-def test_the_card_has_the_scores(folder: Path, tmp_path: Path) -> None:
+def test_the_card_has_the_scores(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipeline.from_pretrained(folder)
     pipe.save_pretrained(tmp_path / "scored", rows=[row(score=0.6125)])
     card = (tmp_path / "scored/README.md").read_text(encoding="utf-8")
@@ -63,7 +66,11 @@ def test_the_card_has_the_scores(folder: Path, tmp_path: Path) -> None:
     assert front["library_name"] == "ldis-lightning" and front["pipeline_tag"] == "image-segmentation"
     assert "61.2" in card or "61.3" in card
     assert "LDIS1(" in card and 'from_pretrained("scored")' in card and str(tmp_path) not in card
-    pipe.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain").mkdir()
+    monkeypatch.chdir(tmp_path / "plain")
+    pipe.save_pretrained(".")
+    assert 'from_pretrained("plain")' in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     assert "None were given." in (tmp_path / "plain/README.md").read_text(encoding="utf-8")
 
 
@@ -135,8 +142,6 @@ def test_a_model_goes_to_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def altered(folder: Path, out: Path, change: Any) -> Path:
     """The same folder with `change` done to its config's arguments."""
-    import shutil
-
     shutil.copytree(folder, out)
     content = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     change(content["model"]["init_args"])
@@ -158,6 +163,13 @@ HARM = {
     "module through ours": lambda a: a.update(pseudo_mask="ldis_lightning.cli.os.system"),
     "function of ours": lambda a: a.update(schedule="ldis_lightning.cli.main"),
     "other files": lambda a: a["denoiser"]["init_args"].update(path="/etc"),
+    "other files below": lambda a: a["denoiser"]["init_args"].update(subfolder="../../other"),
+    "other files by name": lambda a: a["denoiser"]["init_args"].update(subfolder="/etc"),
+    "links to other files": lambda a: a["denoiser"]["init_args"].update(subfolder="linked"),
+    "a home": lambda a: a["denoiser"]["init_args"].update(path="~nobody_at_all", subfolder=None),
+    "pickle by its folder": lambda a: a["denoiser"]["init_args"].update(path="${here}/pickled", subfolder=None),
+    "pickle in a folder of folders": lambda a: a["denoiser"]["init_args"].update(subfolder="a/pickled"),
+    "pickle beside safetensors": lambda a: a["denoiser"]["init_args"].update(subfolder="a/both"),
     "other hub": lambda a: a["autoencoder"]["init_args"].update(path="somebody/vae"),
     "pickle": lambda a: encoder(a).update(weights="${here}/prompt_encoder/model.pth"),
     "timm's files": lambda a: encoder(a)["model_args"].update(checkpoint_path="/tmp/x.pth"),
@@ -174,9 +186,26 @@ def test_a_config_names_nothing_foreign(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     hostile = altered(folder, tmp_path / "model", HARM[name])
+    for place in ("pickled", "a/pickled", "a/both"):
+        shutil.copytree(hostile / "unet", hostile / place)
+        (hostile / place / "diffusion_pytorch_model.bin").touch()
+        if place != "a/both":
+            (hostile / place / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.copytree(hostile / "unet", tmp_path / "other")
+    (hostile / "linked").symlink_to(tmp_path / "other")
     with pytest.raises(UserError, match=r"model\.init_args\.\w+.*trust_classes=True"):
         Pipeline.from_pretrained(hostile)
     assert not (tmp_path / "harmed").exists()
+
+
+def test_a_folder_of_the_hubs_cache(folder: Path, tmp_path: Path) -> None:
+    """Its files are links to elsewhere."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            link = tmp_path / "snapshot" / file.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+    assert Pipeline.from_pretrained(tmp_path / "snapshot").image_size == 64
 
 
 def test_trusted_folders_may_name_classes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Pictures and masks of every kind that people have, and those that cannot be used."""
 
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from small_models import mask, one_step, picture
 
 from ldis_lightning.errors import UserError
 from ldis_lightning.imaging import pictures
+from ldis_lightning.imaging.pictures import write_label_map
 from ldis_lightning.pipeline import inputs
 from ldis_lightning.pipeline.inputs import read_labels, read_mask, read_picture
 
@@ -118,6 +120,43 @@ def test_the_same_mask_in_every_form(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(soft), edges)
 
 
+def test_palettes_of_black_and_white(tmp_path: Path) -> None:
+    marked = (mask(12, 9) > 0).astype(np.uint8)
+    inverted = Image.fromarray(1 - marked)
+    inverted.putpalette([255, 255, 255, 0, 0, 0])
+    inverted.save(tmp_path / "inverted.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "inverted.png"), marked)
+    np.testing.assert_array_equal(read_labels(tmp_path / "inverted.png"), 1 - marked)
+
+
+def test_pictures_of_floating_point_by_pillow() -> None:
+    marked = (mask(12, 9) > 0).astype(np.float32)
+    grey = np.dstack([(marked * 255).astype(np.uint8)] * 3)
+    np.testing.assert_array_equal(read_picture(Image.fromarray(marked)), grey)
+    np.testing.assert_array_equal(read_mask(Image.fromarray(marked)), marked.astype(np.uint8))
+    for read in (read_picture, read_mask):
+        with pytest.raises(UserError, match=r"from 0 to 255: floating point must be in \[0, 1\]"):
+            read(Image.fromarray(marked * 255))
+
+
+def test_a_picture_is_not_shared_with_its_source() -> None:
+    source = RGB.copy()
+    found = read_picture(source)
+    source[:] = 0
+    np.testing.assert_array_equal(found, RGB)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_jpegs_of_many_scans(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "scans.jpg"
+    Image.fromarray(RGB).convert(mode).save(path, progressive=True)
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + b"\xff\xda\0\x02" * 101 + data[-2:])
+    for read in (read_picture, read_mask):
+        with pytest.raises(UserError, match=r"scans\.jpg is a JPEG of more than 100 scans: save it anew"):
+            read(path)
+
+
 def test_label_maps(tmp_path: Path) -> None:
     labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     np.testing.assert_array_equal(read_labels(saved(tmp_path / "l.png", labels)), labels)
@@ -127,6 +166,12 @@ def test_label_maps(tmp_path: Path) -> None:
     voc[2:9, 2:9], voc[10:18, 3:12], voc[9] = 5, 15, 255
     with pytest.raises(UserError, match="holds the values 5, 15, 255"):  # not grey with soft edges
         read_mask(voc)
+    four_bits = bytearray(write_label_map(np.full((4, 2), 0x11, np.uint8)))  # two labels a byte
+    four_bits[19], four_bits[24] = 4, 4  # width and bits
+    four_bits[29:33] = zlib.crc32(four_bits[12:29]).to_bytes(4, "big")
+    (tmp_path / "four.png").write_bytes(four_bits)
+    with pytest.raises(UserError, match=r"four\.png is a 4-bit grey PNG"):
+        read_labels(tmp_path / "four.png")
     with pytest.raises(UserError, match="float32 values: a label map holds whole numbers"):
         read_labels(labels.astype(np.float32) / 12)
 

@@ -43,6 +43,34 @@ def test_a_video_is_segmented_as_its_frames_are(tmp_path: Path) -> None:
         assert result.picture.shape == (32, 48, 3)
 
 
+def test_frames_before_one_that_does_not_decode_are_segmented() -> None:
+    pipe = one_step()
+
+    def frames() -> Any:
+        for number in range(5):
+            yield picture(20, 20, number)
+        raise UserError("a.mp4 does not decode after frame 5")
+
+    results = pipe.video(frames(), pipe.encode(picture(), mask()), batch_size=4)
+    assert len([next(results) for _ in range(5)]) == 5
+    with pytest.raises(UserError, match="after frame 5"):
+        next(results)
+
+
+def test_frames_of_one_buffer_have_masks_of_their_own() -> None:
+    pipe = one_step()
+    context = pipe.encode(picture(), mask())
+    buffer = np.empty((20, 20, 3), np.uint8)
+
+    def frames() -> Any:
+        for number in range(3):
+            buffer[:] = picture(20, 20, number)
+            yield buffer
+
+    for number, result in enumerate(pipe.video(frames(), context, batch_size=3)):
+        np.testing.assert_array_equal(result.picture, picture(20, 20, number))
+
+
 def test_no_more_frames_are_read_than_are_computed_at_once() -> None:
     pipe = one_step()
     context = pipe.encode(picture(), mask())

@@ -1,5 +1,10 @@
 """`ldis segment` and `ldis example`: what is written, what is refused, and what a broken file costs."""
 
+import errno
+import json
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +14,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from small_models import mask, picture, write_model
 
-from ldis_lightning import segment_command
+from ldis_lightning import segment_command, segment_files
 from ldis_lightning.callbacks.movies import Mp4
 from ldis_lightning.cli import main
 from ldis_lightning.errors import UserError
 from ldis_lightning.examples import write_example
 from ldis_lightning.pipeline import InContextSegmentationPipeline
-from ldis_lightning.segment_command import grouped
+from ldis_lightning.segment_command import find_queries, grouped
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,13 @@ def test_one_corrupt_picture_of_many(inside: Path, capsys: pytest.CaptureFixture
     assert "1 of 200 queries could not be read" in printed and "many/77.png" in printed
 
 
+def test_one_corrupt_video_of_many(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "text.mp4").write_text("no video")
+    assert run("photos/p0.png", "text.mp4", "clip.mp4", *ONE, "--out", "out", "--format", "rle") == 1
+    assert "1 of 3 queries could not be read:\n  text.mp4 is no video" in capsys.readouterr().out
+    assert len(COCO(inside / "out/masks.json").imgs) == 4  # a picture and three frames
+
+
 def test_several_concepts(inside: Path) -> None:
     two = ("--name", "cat", *ONE, "--name", "dog", *ONE, *ONE)
     assert run("photos/p0.png", *two, "--out", "indexed") == 0
@@ -120,6 +132,78 @@ def test_nothing_is_replaced_silently(inside: Path, capsys: pytest.CaptureFixtur
     assert (inside / "out/p1.png").stat().st_mtime_ns == before
     assert run("photos/p1.png", *ONE, "--out", "out", "--overwrite") == 0
     assert (inside / "out/p1.png").stat().st_mtime_ns > before
+
+
+def test_what_is_read_is_never_replaced(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "clip").mkdir()
+    for name in ("p.png", "clip/00007.png"):
+        Image.fromarray(picture()).save(inside / name)
+    before = [(inside / name).read_bytes() for name in ("p.png", "clip/00007.png", "mask.png")]
+    for arguments in (
+        ("p.png", *ONE),
+        ("photos/p0.png", "clip.mp4", "--reference", "clip/00007.png", "--mask", "mask.png"),
+    ):
+        assert run(*arguments, "--out", ".", "--overwrite") == 2
+        assert f"{'p.png' if arguments[0] == 'p.png' else 'clip/00007.png'} is read and would be replaced" in (
+            capsys.readouterr().err
+        )
+    (inside / "other").mkdir()
+    Image.fromarray(picture()).save(inside / "other/mask.png")
+    assert run("other/mask.png", *ONE, "--out", ".", "--overwrite") == 2
+    assert "mask.png is read and would be replaced: choose another --out" in capsys.readouterr().err
+    assert [(inside / name).read_bytes() for name in ("p.png", "clip/00007.png", "mask.png")] == before
+
+
+def test_a_shorter_video_leaves_no_frames_of_the_longer_one(inside: Path) -> None:
+    (inside / "out/clip").mkdir(parents=True)
+    for name in ("00001.png", "00003.png", "00004.cat.png", "mine.png"):
+        (inside / "out/clip" / name).touch()
+    assert run("clip.mp4", *ONE, "--out", "out", "--overwrite") == 0
+    assert {path.name for path in (inside / "out/clip").iterdir()} == {
+        *("00000.png", "00001.png", "00002.png", "mine.png")
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 elsewhere")
+def test_names_that_are_not_utf_8(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [os.fsdecode(name) for name in (b"a\xff.png", b"b\xff.png", b"c\xff.mp4")]
+    Image.fromarray(picture()).save(inside / names[0])
+    (inside / names[1]).write_text("no picture")
+    (inside / names[2]).write_text("no video")
+    assert run(*names, *ONE, "--out", "out", "--format", "rle", "--overlay") == 1
+    assert r"a\udcff.png" not in (printed := capsys.readouterr().out) and r"b\udcff.png is no picture" in printed
+    (image,) = json.loads((inside / "out/masks.json").read_text(encoding="utf-8"))["images"]
+    assert image["file_name"] == names[0]
+    assert len(list((inside / "out").glob("a_-*.overlay.jpg"))) == 1
+
+
+@pytest.mark.parametrize("out", ["/proc/masks", "reference.png/masks", "x" * 300])
+def test_a_folder_that_cannot_be_written(out: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("clip.mp4", *ONE, "--out", out, "--format", "rle") == 2
+    assert f"{out} cannot be written" in capsys.readouterr().err
+
+
+def test_a_folder_that_can_no_longer_be_written(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Mp4, "_open", refuse)
+    assert run("clip.mp4", *ONE, "--out", "out", "--format", "rle", "--overlay") == 2
+    assert "clip.overlay.mp4 cannot be written (Read-only file system)" in capsys.readouterr().err
+    monkeypatch.setattr(segment_files, "write_atomically", refuse)
+    for queries in ("photos", "clip.mp4"):
+        assert run(queries, *ONE, "--out", "out") == 2
+        assert "cannot be written (Read-only file system): choose another --out" in capsys.readouterr().err
+
+
+def test_a_movie_without_an_encoder(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Mp4, "ENCODERS", ("none",))
+    assert run("clip.mp4", *ONE, "--out", "out", "--overlay") == 2
+    assert "no encoder for an mp4 here: leave --overlay out" in capsys.readouterr().err
 
 
 def test_names_are_unique_and_safe(inside: Path) -> None:
@@ -165,6 +249,7 @@ def test_ctrl_c_leaves_whole_files(inside: Path, monkeypatch: pytest.MonkeyPatch
         (["photos", *ONE, "--out", "o", "--treshold", "1"], "unknown option `--treshold`; did you mean `--threshold`"),
         (["photos", *ONE, "--name", "cat", *ONE, "--out", "o"], "the first one needs a name too"),
         (["photos", "--name", "cat", *ONE, "--labels", "1=a", "--out", "o"], "leave --name out"),
+        (["photos", *ONE, "--labels", "cat", "--out", "o"], "--labels: there is no file cat"),
         (["photos", "--reference", "reference.png", "--mask", "clip.mp4", "--out", "o"], "clip.mp4 is no picture"),
         (["photos", *ONE, "--out", "o", "--steps", "3"], "steps: this model is an LDIS-1"),
     ],
@@ -173,6 +258,12 @@ def test_mistakes(arguments: list[str], message: str, inside: Path, capsys: pyte
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (inside / "o").exists()
+
+
+def test_a_query_that_is_named_twice_is_one(inside: Path) -> None:
+    names = ["photos/p0.png", "./photos/p0.png", str(inside / "photos/p0.png"), "photos/p*.png", "clip.mp4"]
+    pictures, videos = find_queries(names)
+    assert pictures == [Path(f"photos/p{number}.png") for number in range(4)] and videos == [Path("clip.mp4")]
 
 
 def test_references_belong_to_the_name_before_them() -> None:
@@ -186,6 +277,13 @@ def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         segment_command.main(["--help"])
     assert "--reference" in capsys.readouterr().out
+
+
+def test_the_line_to_try_is_one_for_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my pictures"
+    assert main(["example", str(folder), "--queries", "1"]) == 0
+    line = capsys.readouterr().out.splitlines()[1].removeprefix("try: ")
+    assert f"{folder}/reference.png" in shlex.split(line) and f"'{folder}'/query-*.png" in line
 
 
 def test_examples(tmp_path: Path) -> None:
