@@ -86,5 +86,5 @@ def test_slurm_must_be_there(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch)
 
 def test_submitit_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install ldis-lightning\[slurm\]"):
+    with pytest.raises(UserError, match=r"pip install 'ldis-lightning\[slurm\]'"):
         Slurm()
