@@ -267,7 +267,8 @@ def _values(source: PictureLike, name: str, labels: bool = False) -> tuple[NDArr
 
 
 def _is_black_and_white(image: Image.Image) -> bool:
-    """Whether the colours that are used of a palette are black and white, in any order."""
+    """Whether the colours that are used of a palette are black and white, in any order. All black is no such: then
+    the palette says nothing, as where a writer left it empty."""
     colours, used = np.reshape(image.getpalette() or [], (-1, 3)), np.unique(np.asarray(image))
     return used[-1] < len(colours) and set(map(tuple, colours[used].tolist())) == {(0, 0, 0), (255, 255, 255)}
 
