@@ -16,27 +16,13 @@ import yaml
 from ldis_lightning.errors import UserError, first_line
 from ldis_lightning.evaluation.rows import FILE_NAME, ResultRow
 from ldis_lightning.suggestions import did_you_mean, some
+from ldis_lightning.sweeps.grid import Point
 from ldis_lightning.sweeps.logs import log_end
 
 PLAN = "sweep.yaml"
 Mode = Literal["max", "min"]
 DAMAGE = (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError)
 """What reading a damaged file raises, be it JSON, YAML, UTF-8 or a number."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One line of the table.
-
-    Attributes:
-        slug: its name, unique in the sweep.
-        labels: what makes it differ from the others, for people, by column heading.
-        values: the same by dotted config key.
-    """
-
-    slug: str
-    labels: Mapping[str, str]
-    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -60,19 +60,19 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Point:
-    """One combination.
+    """One combination: a line of the table.
 
     Attributes:
-        values: value by config key.
-        labels: the same for people, by column heading, e.g. `{"pre_mask": "AlphaChannel"}`; of a named point
-            `{"point": NAME}`.
-        slug: a folder's name: `pre_mask=AlphaChannel,post_mask=NoPostMasking`, or the name of a named point, which any
-            further axes follow.
+        slug: its name, unique in the sweep, and a folder's: `pre_mask=AlphaChannel,post_mask=NoPostMasking`, or the
+            name of a named point, which any further axes follow.
+        labels: what makes it differ from the others, for people, by column heading, e.g.
+            `{"pre_mask": "AlphaChannel"}`; of a named point `{"point": NAME}`.
+        values: the same by dotted config key.
     """
 
-    values: dict[str, Any]
-    labels: dict[str, str]
     slug: str
+    labels: Mapping[str, str]
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 def expand(sweep: Sweep) -> list[Point]:
@@ -88,7 +88,7 @@ def expand(sweep: Sweep) -> list[Point]:
     for combination in itertools.product(*axes):
         values = {key: value for choice in combination for key, value in choice.values.items()}
         labels = {heading: label for choice in combination for heading, label in choice.labels.items()}
-        points.append(Point(values, labels, _slug(labels)))
+        points.append(Point(_slug(labels), labels, values))
     folders = Counter(point.slug for point in points)
     if twice := [slug for slug, count in folders.items() if count > 1]:
         raise UserError(f"sweep: two points are the same, or would share a folder: {twice[0]}")

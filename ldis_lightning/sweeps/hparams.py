@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ldis_lightning.files import write_atomically
-from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, Point
+from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep
+from ldis_lightning.sweeps.grid import Point
 
 FILE = "events.out.tfevents.0000000000.hparams"
 """First of the run's event files by name, so that TensorBoard reads it before the curves."""

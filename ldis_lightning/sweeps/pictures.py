@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ldis_lightning.sweeps.episodes import read_episodes
-from ldis_lightning.sweeps.finished import DAMAGE, FinishedRun, FinishedSweep, Point
+from ldis_lightning.sweeps.finished import DAMAGE, FinishedRun, FinishedSweep
+from ldis_lightning.sweeps.grid import Point
 
 SIDE = 160
 """Pixels of a tile's longer side in the page."""

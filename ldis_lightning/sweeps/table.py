@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ldis_lightning.evaluation.intervals import mean_interval
 from ldis_lightning.sweeps.differences import Difference
-from ldis_lightning.sweeps.finished import FinishedSweep, Point
+from ldis_lightning.sweeps.finished import FinishedSweep
+from ldis_lightning.sweeps.grid import Point
 
 NOTHING = "-"
 

@@ -13,10 +13,10 @@ from ldis_lightning.sweeps.finished import (
     DAMAGE,
     FinishedRun,
     FinishedSweep,
-    Point,
     guess_mode,
     read_run,
 )
+from ldis_lightning.sweeps.grid import Point
 from ldis_lightning.sweeps.labels import column_headings, value_labels
 
 SEED = "seed_everything"

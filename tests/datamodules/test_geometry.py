@@ -237,7 +237,9 @@ def test_a_jpeg_and_its_pixels_give_the_same_square(seed: int, size: int) -> Non
         lazy = geometry(Picture(Watched(), labels), 7, size, np.random.default_rng(seed))
         ready = geometry(Picture(WHOLE, labels), 7, size, np.random.default_rng(seed))
         assert np.array_equal(lazy[1], ready[1])
-        assert np.abs(lazy[0].astype(int) - ready[0]).mean() <= (3.5 if size < 854 else 0)
+        difference = np.abs(lazy[0].astype(int) - ready[0]).mean()
+        one_off = min(np.abs(np.diff(ready[0].astype(int), axis=axis)).mean() for axis in (0, 1))
+        assert difference <= (0.9 * one_off if size < 854 else 0)  # at most 0.72 in 4,000 crops; 1 is a pixel beside
 
 
 def test_a_geometry_of_ones_own_gets_the_whole_picture_as_an_array() -> None:

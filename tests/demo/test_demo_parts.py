@@ -175,7 +175,8 @@ def test_what_was_stopped_shows_nothing_more(tmp_path: Path) -> None:
 
     page, session = Page(many_steps(), tmp_path), session_of("query")
     run = page.find(session, mask() > 0, 0.0, 50, 1.5, 7.0, 0)
-    next(run), next(run)  # that it looks, and the first step
+    next(run)  # that it looks
+    next(run)  # the first step
     assert "Stopped." in str(page.stopped(session, 0.0).values())
     assert list(run) == []
     del run

@@ -14,7 +14,8 @@ from ldis_lightning.sweeps import plots
 from ldis_lightning.sweeps.curves import MOST_STEPS, Curve, curve_tags, over_seeds, read_curves
 from ldis_lightning.sweeps.differences import Difference
 from ldis_lightning.sweeps.events import small_events
-from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, Point, read_sweep
+from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, read_sweep
+from ldis_lightning.sweeps.grid import Point
 from ldis_lightning.sweeps.table import rows
 
 

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from ldis_lightning.sweeps.differences import Difference
-from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, Mode, Point
+from ldis_lightning.sweeps.finished import FinishedRun, FinishedSweep, Mode
+from ldis_lightning.sweeps.grid import Point
 from ldis_lightning.sweeps.table import controls, csv_text, difference_text, markdown, number, rich_table, rows
 
 POINTS = [Point(f"mask={a},lr={b}", {"mask": a, "lr": str(b)}) for a in ("None", "Alpha") for b in (1, 2)]
